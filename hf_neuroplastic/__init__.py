@@ -1,0 +1,18 @@
+"""Plasticity for fine-tuning Hugging Face models: the NeuroPlastic optimizer and DropIn neuron replacement."""
+
+from .callback import DropInCallback
+from .checkpoint import SideFileError, load_side_files, save_side_files
+from .config import DropInConfig
+from .dropin import DropIn
+from .optimizer import NeuroPlastic
+
+__version__ = "0.1.0"
+__all__ = [
+    "DropIn",
+    "DropInCallback",
+    "DropInConfig",
+    "NeuroPlastic",
+    "SideFileError",
+    "load_side_files",
+    "save_side_files",
+]

@@ -1,0 +1,105 @@
+"""DropIn under transformers.Trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .checkpoint import INDEX_FILE, SideFileError, load_side_files, save_side_files
+from .config import DropInConfig
+from .dropin import DropIn
+
+logger = logging.getLogger(__name__)
+
+
+class DropInCallback(TrainerCallback):
+    """Runs a DropIn from Trainer's events and keeps its state beside every checkpoint.
+
+        Trainer(model, args, ..., callbacks=[DropInCallback(DropInConfig())])
+
+    Args:
+        dropin: a DropInConfig, with which the callback patches the model when Trainer is made; or a DropIn made before.
+            With `Trainer(model_init=...)`, which makes its model later, only the second way works, and so it does for
+            `trainer.add_callback`.
+        resume_from: the checkpoint folder whose neuron statistics a resumed run starts with. By default the folder that
+            TrainingArguments.resume_from_checkpoint names, else the checkpoint of the resumed step in output_dir.
+
+    Attributes:
+        dropin: the DropIn, None until the model is known.
+    """
+
+    def __init__(
+        self, dropin: DropInConfig | DropIn | None = None, *, resume_from: str | os.PathLike[str] | None = None
+    ) -> None:
+        if dropin is not None and not isinstance(dropin, (DropInConfig, DropIn)):
+            raise TypeError(f"dropin must be a DropInConfig or a DropIn, got {type(dropin).__name__}")
+        self.dropin = dropin if isinstance(dropin, DropIn) else None
+        self.config = self.dropin.config if self.dropin is not None else (dropin or DropInConfig())
+        self.resume_from = resume_from
+        self._trainer: Any = None
+
+    def attach(self, trainer: Any) -> DropInCallback:
+        """Logs neuron statistics through `trainer`, so that every reporting integration receives them.
+
+        A callback gets no handle of its trainer, and values added in on_log reach only later callbacks.
+        """
+        self._trainer = trainer
+        return self
+
+    def on_init_end(self, args, state, control, model: nn.Module | None = None, **kwargs):
+        if self.dropin is None and model is not None:
+            self.dropin = DropIn(model, self.config)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.dropin is None or not self.dropin.patched:
+            raise RuntimeError(
+                "DropInCallback has no patched model: it was added after Trainer was made, or Trainer makes its model itself "
+                "(model_init). Write dropin = DropIn(model, config) and pass DropInCallback(dropin), or give the callback in "
+                "Trainer(callbacks=[...])"
+            )
+        self.dropin.total_steps = state.max_steps
+        if state.global_step > 0:
+            load_side_files(self.dropin, self._resume_folder(args, state))
+        elif self.dropin.step_count > 0:
+            logger.info("training starts again: neuron statistics are kept, the schedule begins anew")
+            self.dropin.step_count = 0
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        assert self.dropin is not None  # on_train_begin saw to it
+        self.dropin.step(optimizer)
+        if self._trainer is not None and state.logging_steps and state.global_step % state.logging_steps == 0:
+            self._trainer.log(self.dropin.report())
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = _checkpoint_folder(args, state)
+        if self.dropin is None or not state.is_world_process_zero:
+            return
+        if folder.is_dir():
+            save_side_files(self.dropin, folder)
+        else:  # hyper-parameter search puts its checkpoints elsewhere
+            logger.warning("no checkpoint folder %s: neuron statistics of step %d are not saved", folder, state.global_step)
+
+    def _resume_folder(self, args, state) -> Path:
+        if self.resume_from is not None:
+            return Path(self.resume_from)
+        named = args.resume_from_checkpoint  # a path, or "True" from a command line
+        candidates = [Path(named)] if isinstance(named, str) and Path(named).is_dir() else []
+        candidates.append(_checkpoint_folder(args, state))
+        for folder in candidates:
+            if (folder / INDEX_FILE).is_file():
+                return folder
+        raise SideFileError(
+            f"training resumes at step {state.global_step}, but none of {[str(c) for c in candidates]} holds {INDEX_FILE}. "
+            f"If the checkpoint lies elsewhere, pass DropInCallback(..., resume_from=folder); a checkpoint saved without "
+            f"DropIn has no neuron statistics to resume"
+        )
+
+
+def _checkpoint_folder(args, state) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -1,0 +1,113 @@
+"""What steers future decisions, in two files of its own beside a checkpoint: neuroplastic.safetensors and neuroplastic.json.
+
+The checkpoint itself is the stock model's. The JSON names the sites and holds the digest of the tensor file, so that a pair
+that does not belong together, or was cut short, is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from .dropin import DropIn
+
+TENSOR_FILE = "neuroplastic.safetensors"
+INDEX_FILE = "neuroplastic.json"
+FORMAT = 1
+
+
+class SideFileError(ValueError):
+    """The files beside a checkpoint are missing, damaged, or of another model. Nothing has been restored."""
+
+
+def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
+    """Writes the state of `dropin` into `folder`, each file in one piece: a killed run leaves no half file behind."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = dropin.state_dict()
+    tensors = {
+        f"{site}/{name}": tensor.cpu().contiguous() for site, group in state["sites"].items() for name, tensor in group.items()
+    }
+    data = save(tensors)
+    index = {
+        "format": FORMAT,
+        "step_count": state["step_count"],
+        "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
+        "config": _json_numbers(state["config"]),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    _write_whole(folder / TENSOR_FILE, data)
+    _write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, allow_nan=False).encode())
+
+
+def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
+    """Brings `dropin` to the state saved in `folder`, or leaves it as it is and raises.
+
+    Raises:
+        SideFileError: a file is missing, truncated or altered, or its sites are not those of `dropin`.
+    """
+    folder = Path(folder)
+    index = _read_index(folder / INDEX_FILE)
+    try:
+        data = (folder / TENSOR_FILE).read_bytes()
+    except OSError as error:
+        raise SideFileError(f"{folder / TENSOR_FILE} cannot be read: {error.strerror}; the checkpoint is incomplete") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != index["sha256"]:
+        raise SideFileError(
+            f"{folder / TENSOR_FILE} is damaged or of another save: its SHA-256 is {digest[:12]}..., {INDEX_FILE} says "
+            f"{str(index['sha256'])[:12]}...; resume from an earlier checkpoint"
+        )
+    sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
+    for key, tensor in load(data).items():
+        site, name = key.rsplit("/", 1)
+        sites.setdefault(site, {})[name] = tensor
+    try:
+        dropin.load_state_dict({"step_count": index["step_count"], "sites": sites})
+    except ValueError as error:
+        raise SideFileError(f"{folder} holds the neuron statistics of another model or selection of layers: {error}") from None
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SideFileError(
+            f"{path} cannot be read: {error.strerror}; this checkpoint was saved without DropIn or is incomplete"
+        ) from None
+    except ValueError as error:
+        raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
+    for name, kind in {"format": int, "step_count": int, "sites": dict, "sha256": str}.items():
+        if not isinstance(index, dict) or not isinstance(index.get(name), kind):
+            raise SideFileError(f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint")
+    if index["format"] != FORMAT:
+        raise SideFileError(f"{path} has format {index['format']!r}, this version reads {FORMAT}; upgrade hf-neuroplastic")
+    return index
+
+
+def _json_numbers(value: Any) -> Any:
+    """JSON has no infinity: it is written as a string, which float() reads back."""
+    if isinstance(value, dict):
+        return {key: _json_numbers(item) for key, item in value.items()}
+    return str(value) if value in (float("inf"), float("-inf")) else value
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,201 @@
+"""Configuration of DropIn: a frozen dataclass whose every mistake is reported when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
+INITS = ("normal", "fan_in", "layer", "split")
+OUTGOING = ("zero", "keep")
+
+
+@dataclass(frozen=True)
+class DropInConfig:
+    """What DropIn watches, when it acts, and how. Steps are optimizer steps.
+
+    Args:
+        layers: which feed-forward layers to patch: None for all, or layer indices, exact names, or regular expressions
+            (matched anywhere in a site's name), alone or in a sequence.
+        criterion: how a neuron's usefulness is scored; the lowest scores go first.
+            "contribution" mean|z| * mean|dz| (DropIn); "dormant" mean|z| (ReDo, arXiv 2302.12902); "gradient" mean|dz|
+            (GraMa, arXiv 2505.24061); "utility" mean|z| * sum|w_out| (continual backprop, Nature 2024); "random" (a control).
+        threshold: neurons that score at or below it are replaced; `math.inf` replaces the lowest `max_fraction` each time.
+        relative: divide scores by the mean score of their layer, which makes `threshold` comparable across architectures.
+        statistics_decay: decay per observed step of the moving averages of the statistics; 0 keeps the last step's only.
+        interval: steps between two replacement events.
+        start, stop: replacement happens from step `start` on and before step `stop`. An int counts steps, a float in [0, 1]
+            is a share of the whole training; `stop=None` never stops. Late replacements have no time left to learn.
+        maturity: neurons younger than this many steps are left alone.
+        max_fraction: at most this share of a layer's active neurons is replaced per event, rounded up to a whole neuron.
+        max_neuron_age: neurons older than this are replaced whatever their score; None for never.
+        cooldown: steps for which a layer is left alone after neurons were replaced in it.
+        init: incoming weights of a new neuron: "normal" N(0, init_std), bias 0; "fan_in" the variance of torch.nn.Linear's
+            default, bias 0; "layer" the mean and deviation of the layer's own rows; "split" a copy of the strongest
+            neuron, whose outgoing weights the two then share.
+        init_std: standard deviation for init="normal".
+        outgoing: outgoing weights of a new neuron: "zero" (with the old neuron's mean contribution folded into the next bias,
+            so the output does not jump) or "keep".
+        synaptic_lr: rate of synaptic scaling, applied every step; 0 switches it off.
+        homeostatic_target: the mean|z| that scaling drives each neuron to, or "layer" for the layer's own mean (the error is
+            then relative).
+        scale_range: smallest and largest factor that scaling may apply to a neuron in all.
+        observe_every: take statistics in every k-th step only.
+        random_seed: key of the counter-based random numbers.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was got, and what is allowed.
+    """
+
+    layers: None | int | str | Sequence[int | str] = None
+    criterion: str = "contribution"
+    threshold: float = 0.1
+    relative: bool = True
+    statistics_decay: float = 0.99
+    interval: int = 100
+    start: int | float = 0
+    stop: int | float | None = 0.75
+    maturity: int = 100
+    max_fraction: float = 0.01
+    max_neuron_age: int | None = None
+    cooldown: int = 0
+    init: str = "layer"
+    init_std: float = 0.01
+    outgoing: str = "zero"
+    synaptic_lr: float = 0.0
+    homeostatic_target: float | str = "layer"
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    observe_every: int = 1
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_layers(self.layers)
+        _check_choice("criterion", self.criterion, CRITERIA)
+        _check_choice("init", self.init, INITS)
+        _check_choice("outgoing", self.outgoing, OUTGOING)
+        _check_bool("relative", self.relative)
+        _check_number("threshold", self.threshold, 0.0, math.inf)
+        _check_number("statistics_decay", self.statistics_decay, 0.0, 1.0, high_open=True)
+        _check_number("max_fraction", self.max_fraction, 0.0, 1.0)
+        _check_number("init_std", self.init_std, 0.0, math.inf, high_open=True)
+        _check_number("synaptic_lr", self.synaptic_lr, 0.0, 1.0)
+        for name, low in (("interval", 1), ("maturity", 0), ("cooldown", 0), ("observe_every", 1)):
+            _check_int(name, getattr(self, name), low)
+        _check_int("random_seed", self.random_seed, 0, 2**63 - 1)
+        if self.max_neuron_age is not None:
+            _check_int("max_neuron_age", self.max_neuron_age, 1)
+        _check_point("start", self.start)
+        if self.stop is not None:
+            _check_point("stop", self.stop)
+            if type(self.start) is type(self.stop) and self.start > self.stop:
+                raise ValueError(f"start must not lie after stop, got start={self.start!r} and stop={self.stop!r}")
+        if isinstance(self.homeostatic_target, str):
+            _check_choice("homeostatic_target", self.homeostatic_target, ("layer",), "or a number above 0")
+        else:
+            _check_number("homeostatic_target", self.homeostatic_target, 0.0, math.inf, low_open=True, high_open=True)
+        _check_scale_range(self.scale_range)
+        # Sequences become tuples: a frozen object should not change through a list the caller still holds.
+        object.__setattr__(self, "scale_range", tuple(float(x) for x in self.scale_range))
+        if self.layers is not None and not isinstance(self.layers, (int, str)):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+    @classmethod
+    def seed(cls, **changes: Any) -> DropInConfig:
+        """The neuron layer DropIn began with: absolute contribution threshold .01, every step, no averaging, maximum age
+        1000, fresh N(0, .01) incoming weights with bias 0, outgoing weights kept, scaling by .01 toward activity .5.
+
+        Its thresholds suit a small network trained from scratch; in a pretrained model gradients are far smaller, and the
+        relative criteria of the default configuration are the ones to use.
+        """
+        settings: dict[str, Any] = {
+            "threshold": 0.01, "relative": False, "statistics_decay": 0.0, "interval": 1, "stop": None, "maturity": 0,
+            "max_fraction": 1.0, "max_neuron_age": 1000, "init": "normal", "init_std": 0.01, "outgoing": "keep",
+            "synaptic_lr": 0.01, "homeostatic_target": 0.5, "scale_range": (0.1, 2.0),
+        }  # fmt: skip
+        return cls(**(settings | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold; `from_dict` is the inverse."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DropInConfig:
+        """The configuration `to_dict` described.
+
+        Raises:
+            ValueError: a key that is no field.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown DropInConfig fields {unknown}; allowed are {known}")
+        return cls(**values)
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[str], more: str = "") -> None:
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} must be {'one of ' if len(allowed) > 1 else ''}{choices} {more}".rstrip() + f", got {value!r}")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _check_number(
+    name: str, value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    inside = (low < value if low_open else low <= value) and (value < high if high_open else value <= high)
+    if not inside:  # NaN compares false and lands here too
+        raise ValueError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}, got {value}")
+
+
+def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if high is not None else ''}, got {value}")
+
+
+def _check_point(name: str, value: Any) -> None:
+    """A point in training: an int counts steps, a float is a share."""
+    if isinstance(value, float):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(
+                f"{name} as a float is a share of training and must lie in [0, 1], got {value}; "
+                f"use an int to count optimizer steps"
+            )
+    else:
+        _check_int(name, value, 0)
+
+
+def _check_scale_range(value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"scale_range must be a pair (low, high), got {value!r}")
+    for bound in value:
+        _check_number("scale_range", bound, 0.0, math.inf, low_open=True, high_open=True)
+    if not value[0] <= 1.0 <= value[1]:
+        raise ValueError(f"scale_range must contain 1, the factor every neuron starts with, got {tuple(value)}")
+
+
+def _check_layers(value: Any) -> None:
+    entries = [value] if isinstance(value, (int, str)) else value
+    if entries is None:
+        return
+    allowed = "None, a layer index, a name, a regular expression, or a sequence of these"
+    if isinstance(entries, (bytes, Mapping)) or not isinstance(entries, Sequence):
+        raise TypeError(f"layers must be {allowed}, got {value!r} of type {type(value).__name__}")
+    if len(entries) == 0:
+        raise ValueError(f"layers is empty, which selects nothing; it must be {allowed} (None selects every layer)")
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, (int, str)):
+            raise TypeError(f"layers must be {allowed}, got the entry {entry!r} of type {type(entry).__name__}")

@@ -1,0 +1,104 @@
+"""Watches a model's sites while it trains: forward hooks that leave every output as it is."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from neuroplastic_kernels.reference.ffn_activation import record_moments
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .sites import Site
+from .statistics import NeuronStatistics
+
+logger = logging.getLogger(__name__)
+
+
+class FrameMask:
+    """Which frames of the running forward pass are no padding.
+
+    The feed-forward layers of audio models receive hidden states only, so the mask is taken from the model's own arguments,
+    once per forward pass, and brought to the frame rate when the first site asks.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._signature = inspect.signature(type(model).forward)
+        self._downsample = next(
+            (m._get_feature_vector_attention_mask for m in model.modules() if hasattr(m, "_get_feature_vector_attention_mask")),
+            None,
+        )
+        self._attention_mask: Tensor | None = None
+        self._frames: dict[tuple[int, ...], Tensor | None] = {}
+        self._warned = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the root model."""
+        mask = kwargs.get("attention_mask")
+        if mask is None and args:
+            try:
+                mask = self._signature.bind_partial(module, *args, **kwargs).arguments.get("attention_mask")
+            except TypeError:  # the forward pass itself will report arguments that do not fit
+                mask = None
+        self._attention_mask = mask if isinstance(mask, Tensor) else None
+        self._frames = {}
+
+    def for_tokens(self, shape: torch.Size) -> Tensor | None:
+        """[batch, frames] bool for hidden states of leading shape `shape`, or None if every frame counts."""
+        if self._attention_mask is None or len(shape) != 2:
+            return None
+        key = tuple(shape)
+        if key not in self._frames:
+            self._frames[key] = self._at_frame_rate(self._attention_mask, *key)
+        return self._frames[key]
+
+    def _at_frame_rate(self, mask: Tensor, batch: int, frames: int) -> Tensor | None:
+        if mask.ndim == 2 and mask.shape[0] == batch:
+            if mask.shape[1] == frames:
+                return mask.bool()
+            if self._downsample is not None:
+                with torch.no_grad():
+                    return self._downsample(frames, mask).bool()
+        if not self._warned:
+            logger.warning(
+                "attention_mask of shape %s cannot be related to %d frames of %d samples: padded frames are counted",
+                tuple(mask.shape), frames, batch,
+            )  # fmt: skip
+            self._warned = True
+        return None
+
+
+class Observer:
+    """A forward hook of a site's activation: passes its output on and records the neurons' moments in the backward pass."""
+
+    def __init__(self, statistics: NeuronStatistics, frame_mask: FrameMask) -> None:
+        self.statistics, self.frame_mask, self.enabled = statistics, frame_mask, True
+
+    # Recording writes outside the graph; a compiled model breaks its graph here and goes on.
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: Any, z: Tensor) -> Tensor:
+        if not (self.enabled and module.training and z.requires_grad and torch.is_grad_enabled()):
+            return z
+        self.statistics.to(z.device)
+        return record_moments(z, self.statistics.moments, self.frame_mask.for_tokens(z.shape[:-1]))
+
+
+def observe(model: nn.Module, sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> tuple[list[Observer], list[RemovableHandle]]:
+    """Attaches an Observer to every site and a FrameMask to the model; removing the handles undoes it all.
+
+    Raises:
+        RuntimeError: a site is being watched already.
+    """
+    for site in sites:
+        if any(isinstance(hook, Observer) for hook in site.activation._forward_hooks.values()):
+            raise RuntimeError(f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn first")
+    frame_mask = FrameMask(model)
+    observers = [Observer(known, frame_mask) for known in statistics]
+    handles = [model.register_forward_pre_hook(frame_mask, with_kwargs=True)]
+    handles += [
+        site.activation.register_forward_hook(observer) for site, observer in zip(sites, observers, strict=True)
+    ]
+    return observers, handles

@@ -1,0 +1,190 @@
+"""What a hidden neuron is, and where a model has them.
+
+A site is one feed-forward layer: `up` (Linear D -> N), an activation, `down` (Linear N -> D). Neuron i of it is row i of
+`up.weight`, `up.bias[i]` and column i of `down.weight`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a family of models keeps the parts of its feed-forward layers."""
+
+    models: str  # for people
+    container: str  # regular expression for the whole name of the class that holds the parts
+    up: str  # paths relative to the container
+    activation: str
+    down: str
+
+
+ARCHITECTURES = (
+    Architecture(
+        "wav2vec2, HuBERT, WavLM, UniSpeech, UniSpeech-SAT",
+        r"(Wav2Vec2|Hubert|WavLM|UniSpeech|UniSpeechSat)FeedForward",
+        "intermediate_dense", "intermediate_act_fn", "output_dense",
+    ),
+    Architecture("AST, ViT", r"(AST|ViT)MLP", "fc1", "activation_fn", "fc2"),
+    Architecture(
+        "AST, ViT as transformers laid them out before the MLP class",
+        r"(AST|ViT)Layer", "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense",
+    ),
+)  # fmt: skip
+
+# Elementwise, without parameters: what may stand between the two Linears of a torch.nn.Sequential.
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardswish,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One feed-forward layer of a model. `name` is the path of the module that holds it (of `up` in a Sequential)."""
+
+    name: str
+    up: nn.Linear
+    activation: nn.Module
+    down: nn.Linear
+
+    @property
+    def width(self) -> int:
+        """N, the number of hidden neurons."""
+        return self.up.out_features
+
+    @property
+    def trainable(self) -> bool:
+        """Whether new neurons could learn: neither weight is frozen."""
+        return self.up.weight.requires_grad and self.down.weight.requires_grad
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every feed-forward layer of `model` that can be watched and operated on, in the order of its modules.
+
+    Raises:
+        TypeError: a known feed-forward layer whose parts are not what they should be (wrapped or quantised Linears, say).
+        ValueError: weights or activations that two places share: replacing a neuron here would change the other place.
+    """
+    sites = [site for name, module in model.named_modules() for site in _sites_of(name, module)]
+    _refuse_sharing(model, sites)
+    return sites
+
+
+def select_sites(model: nn.Module, layers: None | int | str | Sequence[int | str] = None) -> list[Site]:
+    """The trainable sites of `model` that `layers` names (see DropInConfig.layers), in model order.
+
+    Without `layers`, frozen sites are left out. A frozen site that is asked for is an error, since neurons reborn in it could
+    not learn.
+
+    Raises:
+        ValueError: nothing matches, or what matches is frozen; the message lists what there is.
+    """
+    sites = find_sites(model)
+    if not sites:
+        supported = "; ".join(architecture.models for architecture in ARCHITECTURES)
+        raise ValueError(
+            f"{type(model).__name__} has no feed-forward layer that DropIn knows. Supported: {supported}; "
+            f"and Linear-activation-Linear inside torch.nn.Sequential"
+        )
+    if layers is None:
+        chosen = [site for site in sites if site.trainable]
+        if not chosen:
+            raise ValueError(
+                f"all {len(sites)} feed-forward layers of {type(model).__name__} are frozen, and new neurons in them could "
+                f"not learn; unfreeze some before DropIn(model)"
+            )
+        if len(chosen) < len(sites):
+            logger.info("%d frozen feed-forward layers are left alone", len(sites) - len(chosen))
+        return chosen
+    entries = [layers] if isinstance(layers, (int, str)) else list(layers)
+    indices = {index for entry in entries for index in _matches(entry, sites)}
+    chosen = [sites[index] for index in sorted(indices)]
+    frozen = [site.name for site in chosen if not site.trainable]
+    if frozen:
+        raise ValueError(f"layers selects frozen feed-forward layers {frozen}; unfreeze them or select others")
+    return chosen
+
+
+def _matches(entry: int | str, sites: list[Site]) -> list[int]:
+    available = ", ".join(f"{index}: {site.name}" for index, site in enumerate(sites))
+    if isinstance(entry, int):
+        if not -len(sites) <= entry < len(sites):
+            raise ValueError(f"layers asks for index {entry}, but the model has these sites: {available}")
+        return [entry % len(sites)]
+    exact = [index for index, site in enumerate(sites) if site.name == entry]
+    if exact:
+        return exact
+    try:
+        pattern = re.compile(entry)
+    except re.error as error:
+        raise ValueError(f"layers entry {entry!r} is neither a site's name nor a regular expression: {error}") from None
+    found = [index for index, site in enumerate(sites) if pattern.search(site.name)]
+    if not found:
+        raise ValueError(f"layers entry {entry!r} matches none of the model's sites: {available}")
+    return found
+
+
+def _sites_of(name: str, module: nn.Module) -> Iterator[Site]:
+    if isinstance(module, nn.Sequential):
+        yield from _sites_of_sequential(name, module)
+        return
+    for architecture in ARCHITECTURES:
+        if re.fullmatch(architecture.container, type(module).__name__):
+            parts = [_descend(module, path) for path in (architecture.up, architecture.activation, architecture.down)]
+            if None not in parts:
+                yield _checked_site(name, *parts)
+                return
+
+
+def _descend(module: nn.Module, path: str) -> nn.Module | None:
+    part: object = module
+    for attribute in path.split("."):
+        part = getattr(part, attribute, None)
+    return part  # type: ignore[return-value]
+
+
+def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]:
+    # Dropout may stand between the activation and `down`. Not named_children(): it would hide a module used twice.
+    parts = [(key, part) for key, part in sequential._modules.items() if not isinstance(part, nn.Dropout)]
+    for (key, up), (_, activation), (_, down) in zip(parts, parts[1:], parts[2:], strict=False):
+        if type(up) is nn.Linear and isinstance(activation, ELEMENTWISE) and type(down) is nn.Linear:
+            yield _checked_site(f"{name}.{key}" if name else key, up, activation, down)
+
+
+def _checked_site(name: str, up: nn.Module, activation: nn.Module, down: nn.Module) -> Site:
+    for role, part in (("up", up), ("down", down)):
+        if type(part) is not nn.Linear:
+            raise TypeError(
+                f"the {role} projection of {name!r} must be a plain torch.nn.Linear, got {type(part).__module__}."
+                f"{type(part).__name__}; apply DropIn before adapters or quantisation, or to a model without them"
+            )
+    if not isinstance(activation, nn.Module):
+        raise TypeError(f"the activation of {name!r} must be a torch.nn.Module, got {activation!r}; name it in config.hidden_act")
+    if up.out_features != down.in_features:
+        raise ValueError(f"{name!r}: up gives {up.out_features} neurons but down takes {down.in_features}")
+    return Site(name, up, activation, down)
+
+
+def _refuse_sharing(model: nn.Module, sites: list[Site]) -> None:
+    holders: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(parameter_name)
+    activations = Counter(id(site.activation) for site in sites)
+    for site in sites:
+        for weight in (site.up.weight, site.down.weight):
+            if len(holders.get(id(weight), [])) > 1:
+                raise ValueError(
+                    f"site {site.name!r} shares a weight ({', '.join(holders[id(weight)])}): replacing a neuron in one place "
+                    f"would change the other; untie the weights first"
+                )
+        if activations[id(site.activation)] > 1:
+            raise ValueError(f"site {site.name!r} shares its activation module with another site; give each its own instance")

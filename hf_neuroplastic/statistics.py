@@ -1,0 +1,148 @@
+"""What is known of a site's neurons: moments of the current step, their moving averages, ages, scaling factors.
+
+All of it are plain tensors beside the model, not buffers in it: DistributedDataParallel overwrites buffers with rank 0's at
+every forward pass, and a checkpoint of the model must stay a checkpoint of the stock model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, ROWS, TOKENS
+from torch import Tensor
+
+STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest")
+NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
+
+
+class NeuronStatistics:
+    """The statistics of one site's N neurons.
+
+    Attributes:
+        moments: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.moments).
+        averages: [ROWS - 1, N] float32 moving averages of the moments per token, not yet bias-corrected.
+        weight: [N] float32 total weight of those averages, 1 - decay^k after k observed steps; 0 means nothing is known.
+        age: [N] int64 optimizer steps since the neuron was born; steps in which its layer saw no token do not count.
+        active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
+        scale: [N] float32 factor that synaptic scaling has applied to the neuron's incoming weights.
+        rest: [] int64 steps since neurons were last changed in this site.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.moments = torch.zeros(ROWS, width, device=device)
+        self.averages = torch.zeros(ROWS - 1, width, device=device)
+        self.weight = torch.zeros(width, device=device)
+        self.age = torch.zeros(width, dtype=torch.int64, device=device)
+        self.active = torch.ones(width, dtype=torch.bool, device=device)
+        self.scale = torch.ones(width, device=device)
+        self.rest = torch.full((), NEVER_CHANGED, dtype=torch.int64, device=device)
+
+    def to(self, device: torch.device) -> None:
+        """Moves every tensor to `device`, where the model has gone."""
+        if self.moments.device != device:
+            for name in ("moments", *STATE_NAMES):
+                setattr(self, name, getattr(self, name).to(device))
+
+    def _average(self, row: int) -> Tensor:
+        return self.averages[row] / self.weight.clamp_min(torch.finfo(torch.float32).tiny)
+
+    @property
+    def activity(self) -> Tensor:
+        """[N] mean |z|; 0 where nothing was observed yet."""
+        return self._average(ABS_OUTPUT)
+
+    @property
+    def gradient(self) -> Tensor:
+        """[N] mean |dz|."""
+        return self._average(ABS_OUTPUT_GRADIENT)
+
+    @property
+    def saliency(self) -> Tensor:
+        """[N] mean |z dz|, the first-order effect of silencing the neuron."""
+        return self._average(ABS_PRODUCT)
+
+    @property
+    def mean_output(self) -> Tensor:
+        """[N] mean z."""
+        return self._average(OUTPUT)
+
+    @property
+    def contribution(self) -> Tensor:
+        """[N] activity * gradient."""
+        return self.activity * self.gradient
+
+    def update(self, decay: float, gradient_scale: Tensor | float = 1.0, steps: int = 1) -> None:
+        """Ends a step: averages the moments, ages the neurons, clears the moments.
+
+        A site that saw no token (skipped by LayerDrop, say) is left as it was, and so is one whose moments are not finite,
+        as after an overflow.
+
+        Args:
+            decay: of the moving averages.
+            gradient_scale: what the loss was multiplied by (mixed precision); divided out of the gradients.
+            steps: optimizer steps that this observation stands for, by which the neurons age.
+        """
+        tokens = self.moments[TOKENS]
+        observed = (tokens > 0) & torch.isfinite(self.moments).all()
+        mean = self.moments[:TOKENS] / tokens.clamp_min(1.0)
+        mean[ABS_OUTPUT_GRADIENT] /= gradient_scale
+        mean[ABS_PRODUCT] /= gradient_scale
+        # decay * x + (1 - decay) * mean rather than lerp: with decay 0 the last step's mean must come out exactly.
+        self.averages = torch.where(observed, decay * self.averages + (1.0 - decay) * mean, self.averages)
+        self.weight = torch.where(observed, decay * self.weight + (1.0 - decay), self.weight)
+        self.age += observed * steps
+        self.rest += steps
+        self.moments.zero_()
+
+    def discard(self) -> None:
+        """Forgets the step under way, whose update was skipped."""
+        self.moments.zero_()
+
+    def forget(self, mask: Tensor) -> None:
+        """The masked neurons are new: their averages, age and scaling factor start again. mask: [N] bool."""
+        self.averages.masked_fill_(mask, 0.0)
+        self.weight.masked_fill_(mask, 0.0)
+        self.age.masked_fill_(mask, 0)
+        self.scale.masked_fill_(mask, 1.0)
+        self.rest = torch.where(mask.any(), 0, self.rest)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs. The moments are those of an unfinished step and are not part of it."""
+        return {name: getattr(self, name).clone() for name in STATE_NAMES}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over a `state_dict` of a site of the same width, all or nothing.
+
+        Raises:
+            ValueError: names missing or unknown, or a tensor of another shape or dtype.
+        """
+        if set(state) != set(STATE_NAMES):
+            raise ValueError(f"statistics must hold {sorted(STATE_NAMES)}, got {sorted(state)}")
+        for name in STATE_NAMES:
+            own, new = getattr(self, name), state[name]
+            if own.shape != new.shape or own.dtype != new.dtype:
+                raise ValueError(
+                    f"statistics {name!r} must be {own.dtype} of shape {tuple(own.shape)}, "
+                    f"got {new.dtype} of shape {tuple(new.shape)}"
+                )
+        for name in STATE_NAMES:
+            setattr(self, name, state[name].to(self.moments.device, copy=True))
+
+
+def reduce_moments(statistics: Sequence[NeuronStatistics]) -> None:
+    """Sums the moments over all ranks, with one all-reduce, so that every rank goes on with the same numbers.
+
+    Data-parallel training averages the ranks' losses, so a gradient belongs to the loss divided by the number of ranks.
+    Without a process group of several ranks this does nothing.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1) or not statistics:
+        return
+    flat = torch.cat([site.moments for site in statistics], dim=1)
+    flat[ABS_OUTPUT_GRADIENT] /= dist.get_world_size()
+    flat[ABS_PRODUCT] /= dist.get_world_size()
+    dist.all_reduce(flat)
+    widths = [site.moments.shape[1] for site in statistics]
+    for site, part in zip(statistics, flat.split(widths, dim=1), strict=True):
+        site.moments.copy_(part)

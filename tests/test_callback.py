@@ -1,0 +1,150 @@
+"""DropIn and NeuroPlastic under the real Trainer."""
+
+import json
+import logging
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model
+from transformers import AutoModelForAudioClassification, Trainer, TrainingArguments
+
+from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic, SideFileError
+from hf_neuroplastic.checkpoint import INDEX_FILE, TENSOR_FILE
+
+BUSY = DropInConfig(interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01)
+
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, family, size=16):
+        self.batch = tiny_batch(family, size, padded=family == "wav2vec2")
+
+    def __len__(self):
+        return len(self.batch["labels"])
+
+    def __getitem__(self, index):
+        return {name: value[index] for name, value in self.batch.items()}
+
+
+def _trainer(folder, family="wav2vec2", *, model=None, callback=None, config=BUSY, optimizer=NeuroPlastic, **settings):
+    model = model if model is not None else tiny_model(family)
+    settings = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 2, "save_steps": 3, **settings}
+    args = TrainingArguments(str(folder), use_cpu=True, report_to=[], disable_tqdm=True, seed=1, **settings)
+    callback = callback or DropInCallback(config)
+    trainer = Trainer(
+        model, args, train_dataset=Samples(family), callbacks=[callback],
+        optimizers=(optimizer(model.parameters(), lr=1e-3), None),
+    )  # fmt: skip
+    return trainer, callback
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["wav2vec2", "ast"])
+def test_training_replaces_neurons_and_leaves_a_stock_checkpoint(tmp_path, family, checkpointing, accumulation, caplog):
+    model = tiny_model(family, **({"layerdrop": 0.1} if family == "wav2vec2" else {}))
+    trainer, callback = _trainer(
+        tmp_path, family, model=model, gradient_accumulation_steps=accumulation, gradient_checkpointing=checkpointing
+    )
+    trainer.train()
+    assert callback.dropin.step_count == 6
+    assert sum(int(count) for count in callback.dropin.replaced) > 0
+    assert model.training
+    model.eval()
+    expected = model(**tiny_batch(family)).logits
+    caplog.clear()
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.propagate = True
+    for folder in (tmp_path / "checkpoint-6",):
+        assert {TENSOR_FILE, INDEX_FILE} <= {path.name for path in folder.iterdir()}
+        stock, info = AutoModelForAudioClassification.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert not info["mismatched_keys"]
+        assert torch.equal(stock.eval()(**tiny_batch(family)).logits, expected)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "key" in r.getMessage().lower()]
+
+
+def _final(trainer, callback):
+    state = callback.dropin.state_dict()
+    tensors = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for site, group in state["sites"].items():
+        tensors |= {f"{site}/{name}": value for name, value in group.items()}
+    return tensors
+
+
+def test_resuming_continues_bit_for_bit(tmp_path):
+    whole, whole_callback = _trainer(tmp_path / "whole")
+    whole.train()
+    resumed, callback = _trainer(tmp_path / "whole", model=tiny_model("wav2vec2"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    expected, found = _final(whole, whole_callback), _final(resumed, callback)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_resuming_from_elsewhere_asks_where(tmp_path):
+    first, _ = _trainer(tmp_path / "first")
+    first.train()
+    moved = tmp_path / "moved"
+    (tmp_path / "first" / "checkpoint-3").rename(moved)
+    trainer, _ = _trainer(tmp_path / "second")
+    with pytest.raises(SideFileError, match=r"resumes at step 3.*resume_from"):
+        trainer.train(resume_from_checkpoint=str(moved))
+    trainer, callback = _trainer(tmp_path / "second", callback=DropInCallback(BUSY, resume_from=moved))
+    trainer.train(resume_from_checkpoint=str(moved))
+    assert callback.dropin.step_count == 6
+
+
+def test_attached_callbacks_log_through_the_trainer(tmp_path):
+    trainer, callback = _trainer(tmp_path)
+    callback.attach(trainer)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "neuro/dead_fraction" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    assert logged[-1]["neuro/replaced_total"] > 0
+    assert json.dumps(trainer.state.log_history)
+
+
+def test_a_callback_added_late_says_what_to_do(tmp_path):
+    model = tiny_model("ast")
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True)
+    trainer = Trainer(model, args, train_dataset=Samples("ast"))
+    trainer.add_callback(DropInCallback(BUSY))
+    with pytest.raises(RuntimeError, match=r"no patched model.*DropIn\(model, config\)"):
+        trainer.train()
+    trainer.pop_callback(DropInCallback)
+    trainer.add_callback(DropInCallback(DropIn(model, BUSY)))
+    trainer.train()
+
+
+def test_shares_of_training_are_taken_of_the_trainers_steps(tmp_path):
+    config = DropInConfig(interval=1, start=0.5, stop=0.75, maturity=0, max_fraction=0.01, threshold=float("inf"))
+    trainer, callback = _trainer(tmp_path, config=config, max_steps=8)
+    trainer.train()
+    assert [int(count) for count in callback.dropin.replaced] == [2, 2]  # at steps 4 and 5
+
+
+def test_training_twice_starts_the_schedule_anew(tmp_path):
+    trainer, callback = _trainer(tmp_path, save_strategy="no")
+    trainer.train()
+    trainer.train()
+    assert callback.dropin.step_count == 6
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match=r"dropin must be a DropInConfig or a DropIn, got float"):
+        DropInCallback(0.1)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "ast"])
+def test_optimizer_classes_are_accepted_too(tmp_path, family):
+    """The way that FSDP and model_init need."""
+    model = tiny_model(family)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=2, disable_tqdm=True, weight_decay=0.1)
+    trainer = Trainer(
+        model, args, train_dataset=Samples(family), optimizer_cls_and_kwargs=(NeuroPlastic, {"lr": 1e-3, "base": "adamw"})
+    )
+    trainer.train()
+    groups = trainer.optimizer.optimizer.param_groups
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]

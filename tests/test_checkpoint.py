@@ -1,0 +1,111 @@
+"""The side files restore everything or nothing."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_mlp, tiny_model
+
+from hf_neuroplastic import DropIn, DropInConfig, SideFileError, load_side_files, save_side_files
+from hf_neuroplastic.checkpoint import INDEX_FILE, TENSOR_FILE
+
+FILES = (TENSOR_FILE, INDEX_FILE)
+
+
+def _watched(steps=3, **settings):
+    model = tiny_model("ast")
+    settings = {"interval": 1, "maturity": 1, "threshold": float("inf"), "stop": None, **settings}
+    dropin = DropIn(model, DropInConfig(**settings))
+    for seed in range(steps):
+        model(**tiny_batch("ast", seed=seed)).loss.backward()
+        dropin.step()
+    return dropin
+
+
+def _equal(a, b):
+    return a["step_count"] == b["step_count"] and all(
+        torch.equal(value, b["sites"][site][name]) for site, group in a["sites"].items() for name, value in group.items()
+    )
+
+
+def test_round_trip(tmp_path):
+    dropin, fresh = _watched(), _watched(0)
+    save_side_files(dropin, tmp_path / "new" / "folder")
+    load_side_files(fresh, tmp_path / "new" / "folder")
+    assert _equal(dropin.state_dict(), fresh.state_dict())
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(FILES)
+    assert DropInConfig.from_dict(_numbers(json.loads((tmp_path / "new/folder" / INDEX_FILE).read_text())["config"])) == dropin.config
+
+
+def _numbers(config):
+    return {key: float(value) if value == "inf" else value for key, value in config.items()}
+
+
+def test_saving_again_replaces_the_pair(tmp_path):
+    save_side_files(_watched(1), tmp_path)
+    later = _watched(3)
+    save_side_files(later, tmp_path)
+    fresh = _watched(0)
+    load_side_files(fresh, tmp_path)
+    assert fresh.step_count == 3
+
+
+def _flip(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "flipped", "older"])
+def test_damage_is_refused_and_nothing_is_restored(tmp_path, name, damage):
+    save_side_files(_watched(), tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "older":
+        save_side_files(_watched(1), tmp_path / "older")
+        path.write_bytes((tmp_path / "older" / name).read_bytes())
+    else:
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "flipped": _flip(data)}[damage])
+    dropin = _watched(2)
+    before = dropin.state_dict()
+    with pytest.raises(SideFileError, match=name):
+        load_side_files(dropin, tmp_path)
+    assert _equal(before, dropin.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 99}, "format 99.*upgrade"),
+        ({"sites": None}, "damaged: 'sites' must be of type dict"),
+        ({"step_count": "x"}, "damaged: 'step_count' must be of type int"),
+        ({"sites": {"elsewhere": {"width": 3}}}, "another model or selection of layers"),
+    ],
+)
+def test_an_index_of_another_kind_is_refused(tmp_path, change, words):
+    save_side_files(_watched(), tmp_path)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    (tmp_path / INDEX_FILE).write_text(json.dumps({**index, **change}))
+    with pytest.raises(SideFileError, match=words):
+        load_side_files(_watched(0), tmp_path)
+
+
+def test_another_models_files_are_refused(tmp_path):
+    save_side_files(_watched(), tmp_path)
+    with pytest.raises(SideFileError, match=r"another model or selection of layers.*'0'"):
+        load_side_files(DropIn(tiny_mlp()), tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch):
+    save_side_files(_watched(1), tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_side_files(_watched(3), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,64 @@
+import dataclasses
+import math
+
+import pytest
+
+from hf_neuroplastic import DropInConfig
+
+
+@pytest.mark.parametrize("config", [DropInConfig(), DropInConfig.seed(), DropInConfig(layers=[0, "x"], threshold=math.inf)])
+def test_to_dict_and_back(config):
+    assert DropInConfig.from_dict(config.to_dict()) == config
+
+
+def test_is_frozen_even_through_the_callers_list():
+    layers = [0]
+    config = DropInConfig(layers=layers)
+    layers.append(1)
+    assert config.layers == (0,)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.interval = 3
+
+
+ERRORS = [
+    ({"criterion": "magic"}, ValueError, ["criterion", "'magic'", "'contribution'", "'random'"]),
+    ({"init": "zeros"}, ValueError, ["init", "'zeros'", "'layer'"]),
+    ({"outgoing": "half"}, ValueError, ["outgoing", "'half'", "'zero'"]),
+    ({"relative": 1}, TypeError, ["relative", "1", "True or False"]),
+    ({"threshold": -0.1}, ValueError, ["threshold", "-0.1", "[0.0"]),
+    ({"threshold": math.nan}, ValueError, ["threshold", "nan"]),
+    ({"threshold": "low"}, TypeError, ["threshold", "'low'", "number"]),
+    ({"statistics_decay": 1.0}, ValueError, ["statistics_decay", "1.0"]),
+    ({"max_fraction": 1.5}, ValueError, ["max_fraction", "1.5", "1.0"]),
+    ({"interval": 0}, ValueError, ["interval", "0", "at least 1"]),
+    ({"interval": 2.5}, TypeError, ["interval", "2.5", "int"]),
+    ({"maturity": -1}, ValueError, ["maturity", "-1"]),
+    ({"cooldown": True}, TypeError, ["cooldown", "True"]),
+    ({"max_neuron_age": 0}, ValueError, ["max_neuron_age", "0"]),
+    ({"observe_every": 0}, ValueError, ["observe_every", "0"]),
+    ({"random_seed": -1}, ValueError, ["random_seed", "-1"]),
+    ({"start": 1.5}, ValueError, ["start", "1.5", "[0, 1]", "int"]),
+    ({"start": 10, "stop": 5}, ValueError, ["start=10", "stop=5"]),
+    ({"stop": "end"}, TypeError, ["stop", "'end'"]),
+    ({"homeostatic_target": "mean"}, ValueError, ["homeostatic_target", "'mean'", "'layer'"]),
+    ({"homeostatic_target": 0.0}, ValueError, ["homeostatic_target", "0.0"]),
+    ({"scale_range": (0.5, 0.9)}, ValueError, ["scale_range", "contain 1"]),
+    ({"scale_range": 2.0}, TypeError, ["scale_range", "pair"]),
+    ({"init_std": math.inf}, ValueError, ["init_std", "inf"]),
+    ({"layers": []}, ValueError, ["layers", "empty"]),
+    ({"layers": 1.5}, TypeError, ["layers", "1.5", "float"]),
+    ({"layers": [None]}, TypeError, ["layers", "None"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "words"), ERRORS, ids=[str(e[0]) for e in ERRORS])
+def test_errors_name_argument_value_and_what_is_allowed(arguments, error, words):
+    with pytest.raises(error) as caught:
+        DropInConfig(**arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_unknown_fields_are_named():
+    with pytest.raises(ValueError, match=r"drop_rate.*criterion"):
+        DropInConfig.from_dict({"drop_rate": 0.1})

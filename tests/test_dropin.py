@@ -1,0 +1,222 @@
+"""DropIn in a plain loop: the dead are found and reborn, the living are left alone."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batch, tiny_mlp, tiny_model
+
+from hf_neuroplastic import DropIn, DropInConfig
+
+EAGER = {"interval": 1, "maturity": 2, "max_fraction": 1.0, "threshold": 0.01, "stop": None}
+
+
+def _train(model, dropin, optimizer, batches):
+    for batch in batches:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dropin.step(optimizer)
+
+
+def _plant_dead(dropin, neurons):
+    """Incoming weights zero and a very negative bias: gelu gives 0 for every input, and no gradient passes."""
+    with torch.no_grad():
+        for site in dropin.sites:
+            site.up.weight[neurons] = 0.0
+            site.up.bias[neurons] = -30.0
+
+
+@pytest.mark.parametrize("criterion", ["contribution", "dormant", "gradient", "utility"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exactly_the_planted_dead_neurons_are_reborn(family, criterion):
+    model = tiny_model(family)
+    threshold = 0.0 if criterion == "gradient" else 0.01
+    dropin = DropIn(model, DropInConfig(**{**EAGER, "threshold": threshold, "criterion": criterion}))
+    planted = [1, 7, 20]
+    _plant_dead(dropin, planted)
+    if criterion == "gradient":  # |dz| does not depend on the activation: cut the outgoing weights
+        with torch.no_grad():
+            for site in dropin.sites:
+                site.down.weight[:, planted] = 0.0
+    before = [site.up.weight.detach().clone() for site in dropin.sites]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    _train(model, dropin, optimizer, [tiny_batch(family, seed=seed) for seed in range(2)])
+    for site, old, known, count in zip(dropin.sites, before, dropin.statistics, dropin.replaced, strict=True):
+        changed = (site.up.weight != old).any(dim=1).nonzero().squeeze(1).tolist()
+        assert changed == planted
+        assert int(count) == len(planted)
+        assert known.age.tolist() == [0 if i in planted else 2 for i in range(site.width)]
+
+
+def test_a_healthy_model_is_left_alone_and_training_equals_stock_training():
+    batches = [tiny_batch("wav2vec2", seed=seed) for seed in range(4)]
+    stock, patched = tiny_model("wav2vec2"), tiny_model("wav2vec2")
+    dropin = DropIn(patched, DropInConfig(**{**EAGER, "threshold": 0.0}))
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (stock, patched)]
+    for batch in batches:
+        for model, optimizer in zip((stock, patched), optimizers, strict=True):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        dropin.step(optimizers[1])
+    assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), patched.parameters(), strict=True))
+
+
+def test_reborn_neurons_learn():
+    model = tiny_model("ast")
+    dropin = DropIn(model, DropInConfig(**EAGER))
+    _plant_dead(dropin, [3])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
+    reborn = [site.up.weight[3].detach().clone() for site in dropin.sites]
+    assert all(not site.down.weight[:, 3].any() for site in dropin.sites)
+    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2, 5)])
+    for site, start in zip(dropin.sites, reborn, strict=True):
+        assert site.down.weight[:, 3].any()  # moves first: the outgoing weights were zero
+        assert not torch.equal(site.up.weight[3], start)
+
+
+def test_a_skipped_step_is_forgotten():
+    model = tiny_model("ast")
+    dropin = DropIn(model, DropInConfig(**EAGER))
+    model(**tiny_batch("ast")).loss.backward()
+
+    class Skipped:
+        step_was_skipped = True
+
+    dropin.step(Skipped())
+    assert dropin.step_count == 0
+    for known in dropin.statistics:
+        assert not known.moments.any()
+        assert not known.age.any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_batch_does_not_condemn_anyone(bad):
+    model = tiny_model("ast")
+    dropin = DropIn(model, DropInConfig(**{**EAGER, "maturity": 0, "synaptic_lr": 0.1}))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = tiny_batch("ast")
+    batch["input_values"][0, 0, 0] = bad
+    model(**batch).loss.backward()
+    dropin.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_synaptic_scaling_draws_activities_together():
+    def spread(statistics):
+        return (statistics.activity.std() / statistics.activity.mean()).item()
+
+    torch.manual_seed(0)
+    model = tiny_mlp(hidden=32)
+    dropin = DropIn(model, DropInConfig(synaptic_lr=0.05, statistics_decay=0.9, stop=None, threshold=0.0))
+    spreads = []
+    for _ in range(60):
+        model(torch.randn(64, 6)).sum().backward()
+        dropin.step()
+        spreads.append(spread(dropin.statistics[0]))
+    assert spreads[-1] < 0.7 * spreads[0]
+    scale = dropin.statistics[0].scale
+    assert 0.1 <= scale.min() < 1.0 < scale.max() <= 2.0
+
+
+def test_state_dict_continues_a_run_bit_for_bit():
+    def make():
+        model = tiny_model("ast")
+        config = DropInConfig(interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01)
+        return model, DropIn(model, config), torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    batches = [tiny_batch("ast", seed=seed) for seed in range(8)]
+    model, dropin, optimizer = make()
+    _train(model, dropin, optimizer, batches)
+
+    first = make()
+    _train(*first, batches[:5])
+    second = make()
+    for source, target in zip(first, second, strict=True):
+        target.load_state_dict(copy.deepcopy(source.state_dict()))
+    _train(*second, batches[5:])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second[0].parameters(), strict=True))
+    for a, b in zip(dropin.statistics, second[1].statistics, strict=True):
+        assert all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+    assert [int(c) for c in dropin.replaced] == [int(c) for c in second[1].replaced]
+
+
+def test_loading_other_sites_is_refused_and_changes_nothing():
+    state = DropIn(tiny_model("ast")).state_dict()
+    dropin = DropIn(tiny_model("wav2vec2"))
+    with pytest.raises(ValueError, match=r"state is of the sites.*mlp.*watches.*feed_forward"):
+        dropin.load_state_dict(state)
+    narrow = DropIn(tiny_model("ast", intermediate_size=20)).state_dict()
+    same = DropIn(tiny_model("ast"))
+    same.statistics[0].age += 5
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp.*\(6?5?, ?24\).*\(5, 20\)|layers\.0\.mlp.*24.*20"):
+        same.load_state_dict(narrow)
+    assert same.statistics[0].age.unique().tolist() == [5]
+
+
+def test_report_holds_plain_floats():
+    model = tiny_model("ast")
+    dropin = DropIn(model, DropInConfig(**{**EAGER, "maturity": 100}))
+    _plant_dead(dropin, [0, 1, 2])
+    assert dropin.report()["neuro/dead_fraction"] == 0.0  # nothing observed yet
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    _train(model, dropin, optimizer, [tiny_batch("ast")])
+    report = dropin.report()
+    assert all(type(value) is float for value in report.values())
+    assert report["neuro/dead_fraction"] == pytest.approx(6 / 48)
+    assert report["neuro/mean_age"] == 1.0
+    assert report["neuro/replaced_total"] == 0.0
+
+
+def test_a_patched_model_can_be_copied_and_pickled():
+    model = tiny_mlp()
+    DropIn(model)
+    x = torch.randn(3, 6)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+
+
+def test_frozen_layers_are_said_to_be_left_alone(caplog):
+    model = tiny_model("ast")
+    model.audio_spectrogram_transformer.layers[0].requires_grad_(False)
+    with caplog.at_level(logging.INFO):
+        assert len(DropIn(model).sites) == 1
+    assert "1 frozen" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    model = tiny_model("ast").to(dtype)
+    dropin = DropIn(model, DropInConfig(**{**EAGER, "threshold": float("inf"), "max_fraction": 0.1, "synaptic_lr": 0.01}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batches = [tiny_batch("ast", seed=seed) for seed in range(4)]
+    for batch in batches:
+        batch["input_values"] = batch["input_values"].to(dtype)
+    _train(model, dropin, optimizer, batches)
+    assert all(int(count) > 0 for count in dropin.replaced)
+    assert all(p.dtype == dtype and torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("model",), TypeError, "model must be a torch.nn.Module, got str"),
+        ((torch.nn.Identity(),), ValueError, "no feed-forward layer"),
+        ((tiny_mlp(), {"interval": 3}), TypeError, "config must be a DropInConfig, got dict"),
+    ],
+)
+def test_errors(arguments, error, words):
+    with pytest.raises(error, match=words):
+        DropIn(*arguments)
+
+
+def test_a_shared_step_needs_the_length_of_training():
+    model = tiny_mlp()
+    dropin = DropIn(model)
+    with pytest.raises(ValueError, match=r"stop=0\.75.*total_steps"):
+        dropin.step()
+    DropIn(tiny_mlp(), total_steps=10).step()
