@@ -40,7 +40,7 @@ class DropInCallback(TrainerCallback):
         if dropin is not None and not isinstance(dropin, (DropInConfig, DropIn)):
             raise TypeError(f"dropin must be a DropInConfig or a DropIn, got {type(dropin).__name__}")
         self.dropin = dropin if isinstance(dropin, DropIn) else None
-        self.config = self.dropin.config if self.dropin is not None else (dropin or DropInConfig())
+        self.config = dropin.config if isinstance(dropin, DropIn) else (dropin or DropInConfig())
         self.resume_from = resume_from
         self._trainer: Any = None
 
@@ -83,7 +83,9 @@ class DropInCallback(TrainerCallback):
         if folder.is_dir():
             save_side_files(self.dropin, folder)
         else:  # hyper-parameter search puts its checkpoints elsewhere
-            logger.warning("no checkpoint folder %s: neuron statistics of step %d are not saved", folder, state.global_step)
+            logger.warning(
+                "no checkpoint folder %s: neuron statistics of step %d are not saved", folder, state.global_step
+            )
 
     def _resume_folder(self, args, state) -> Path:
         if self.resume_from is not None:

@@ -33,14 +33,16 @@ def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = dropin.state_dict()
     tensors = {
-        f"{site}/{name}": tensor.cpu().contiguous() for site, group in state["sites"].items() for name, tensor in group.items()
+        f"{site}/{name}": tensor.cpu().contiguous()
+        for site, group in state["sites"].items()
+        for name, tensor in group.items()
     }
     data = save(tensors)
     index = {
         "format": FORMAT,
         "step_count": state["step_count"],
         "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
-        "config": _json_numbers(state["config"]),
+        "config": state["config"],
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     _write_whole(folder / TENSOR_FILE, data)
@@ -58,7 +60,9 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     try:
         data = (folder / TENSOR_FILE).read_bytes()
     except OSError as error:
-        raise SideFileError(f"{folder / TENSOR_FILE} cannot be read: {error.strerror}; the checkpoint is incomplete") from None
+        raise SideFileError(
+            f"{folder / TENSOR_FILE} cannot be read: {error.strerror}; the checkpoint is incomplete"
+        ) from None
     digest = hashlib.sha256(data).hexdigest()
     if digest != index["sha256"]:
         raise SideFileError(
@@ -72,7 +76,9 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     try:
         dropin.load_state_dict({"step_count": index["step_count"], "sites": sites})
     except ValueError as error:
-        raise SideFileError(f"{folder} holds the neuron statistics of another model or selection of layers: {error}") from None
+        raise SideFileError(
+            f"{folder} holds the neuron statistics of another model or selection of layers: {error}"
+        ) from None
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -86,17 +92,14 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
     for name, kind in {"format": int, "step_count": int, "sites": dict, "sha256": str}.items():
         if not isinstance(index, dict) or not isinstance(index.get(name), kind):
-            raise SideFileError(f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint")
+            raise SideFileError(
+                f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"
+            )
     if index["format"] != FORMAT:
-        raise SideFileError(f"{path} has format {index['format']!r}, this version reads {FORMAT}; upgrade hf-neuroplastic")
+        raise SideFileError(
+            f"{path} has format {index['format']!r}, this version reads {FORMAT}; upgrade hf-neuroplastic"
+        )
     return index
-
-
-def _json_numbers(value: Any) -> Any:
-    """JSON has no infinity: it is written as a string, which float() reads back."""
-    if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    return str(value) if value in (float("inf"), float("-inf")) else value
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -34,7 +34,7 @@ class DropInConfig:
         max_neuron_age: neurons older than this are replaced whatever their score; None for never.
         cooldown: steps for which a layer is left alone after neurons were replaced in it.
         init: incoming weights of a new neuron: "normal" N(0, init_std), bias 0; "fan_in" the variance of torch.nn.Linear's
-            default, bias 0; "layer" the mean and deviation of the layer's own rows; "split" a copy of the strongest
+            default, bias 0; "layer" the mean and deviation of the layer's own useful rows; "split" a copy of the strongest
             neuron, whose outgoing weights the two then share.
         init_std: standard deviation for init="normal".
         outgoing: outgoing weights of a new neuron: "zero" (with the old neuron's mean contribution folded into the next bias,
@@ -50,7 +50,7 @@ class DropInConfig:
         TypeError, ValueError: naming the argument, what was got, and what is allowed.
     """
 
-    layers: None | int | str | Sequence[int | str] = None
+    layers: int | str | Sequence[int | str] | None = None
     criterion: str = "contribution"
     threshold: float = 0.1
     relative: bool = True
@@ -118,10 +118,11 @@ class DropInConfig:
         return cls(**(settings | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; `from_dict` is the inverse."""
+        """Plain values that JSON can hold, infinity as the string "inf"; `from_dict` is the inverse."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
-            for field in dataclasses.fields(self)
+            name: list(value) if isinstance(value, tuple) else "inf" if value == math.inf else value
+            for name, value in values.items()
         }
 
     @classmethod
@@ -135,13 +136,16 @@ class DropInConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown DropInConfig fields {unknown}; allowed are {known}")
-        return cls(**values)
+        settings: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in values.items()}
+        return cls(**settings)
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str], more: str = "") -> None:
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{name} must be {'one of ' if len(allowed) > 1 else ''}{choices} {more}".rstrip() + f", got {value!r}")
+        raise ValueError(
+            f"{name} must be {'one of ' if len(allowed) > 1 else ''}{choices} {more}".rstrip() + f", got {value!r}"
+        )
 
 
 def _check_bool(name: str, value: Any) -> None:
@@ -156,14 +160,18 @@ def _check_number(
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     inside = (low < value if low_open else low <= value) and (value < high if high_open else value <= high)
     if not inside:  # NaN compares false and lands here too
-        raise ValueError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}, got {value}")
+        raise ValueError(
+            f"{name} must lie in {'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}, got {value}"
+        )
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
     if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if high is not None else ''}, got {value}")
+        raise ValueError(
+            f"{name} must be at least {low}{f' and at most {high}' if high is not None else ''}, got {value}"
+        )
 
 
 def _check_point(name: str, value: Any) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from neuroplastic_kernels.reference.philox import uniform
 from torch import Tensor
+
+from neuroplastic_kernels.reference.philox import uniform
 
 from .sites import Site
 from .statistics import NeuronStatistics

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from neuroplastic_kernels import synaptic_scale
 from torch import Tensor, nn
+
+from neuroplastic_kernels import synaptic_scale
 
 from .config import DropInConfig
 from .criteria import score
@@ -131,19 +132,23 @@ class DropIn:
         """Plain numbers for a log, over all sites. Reads them back from the device: ask only when a log is due.
 
         neuro/replaced_total: neurons replaced so far. neuro/dead_fraction: share of active, observed neurons whose activity
-        is at most 2.5 % of their site's mean (the tau = .025 of ReDo). neuro/mean_age: in steps. neuro/activity: mean |z|.
-        neuro/scale_min, neuro/scale_max: extremes of the synaptic scaling factors.
+        is at most 2.5 % of their site's mean (the tau = .025 of ReDo). neuro/weak_fraction: share whose contribution is at
+        most 10 % of their site's mean. neuro/mean_age: in steps. neuro/activity: mean |z|. neuro/scale_min, neuro/scale_max:
+        extremes of the synaptic scaling factors.
         """
         known = self.statistics
         counted = [s.active & (s.weight > 0) for s in known]
-        dead = sum(
-            (s.activity[c] <= 0.025 * s.activity[c].mean()).sum() for s, c in zip(known, counted, strict=True)
-        )
         total = max(int(sum(c.sum() for c in counted)), 1)
+
+        def share(values: list[Tensor], fraction: float) -> float:
+            low = [(v[c] <= fraction * v[c].mean()).sum() for v, c in zip(values, counted, strict=True)]
+            return float(sum(low)) / total
+
         scale = torch.cat([s.scale[s.active] for s in known])
         return {
             "neuro/replaced_total": float(sum(int(count) for count in self.replaced)),
-            "neuro/dead_fraction": float(dead) / total,
+            "neuro/dead_fraction": share([s.activity for s in known], 0.025),
+            "neuro/weak_fraction": share([s.contribution for s in known], 0.1),
             "neuro/mean_age": float(torch.cat([s.age[s.active] for s in known]).double().mean()),
             "neuro/activity": float(sum(s.activity[c].sum() for s, c in zip(known, counted, strict=True))) / total,
             "neuro/scale_min": float(scale.min()),
@@ -207,7 +212,7 @@ class DropIn:
         for known in self.statistics:
             counted = known.active & (known.weight > 0)
             activity = known.activity
-            if target == "layer":
+            if isinstance(target, str):  # "layer"
                 mean = torch.where(counted, activity, 0.0).sum() / counted.sum().clamp_min(1)
                 error = torch.where(mean == 0, 0.0, (mean - activity) / mean)
             else:

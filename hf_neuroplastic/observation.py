@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from neuroplastic_kernels.reference.ffn_activation import record_moments
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from neuroplastic_kernels.reference.ffn_activation import record_moments
 
 from .sites import Site
 from .statistics import NeuronStatistics
@@ -27,10 +28,8 @@ class FrameMask:
 
     def __init__(self, model: nn.Module) -> None:
         self._signature = inspect.signature(type(model).forward)
-        self._downsample = next(
-            (m._get_feature_vector_attention_mask for m in model.modules() if hasattr(m, "_get_feature_vector_attention_mask")),
-            None,
-        )
+        downsamplers = (getattr(module, "_get_feature_vector_attention_mask", None) for module in model.modules())
+        self._downsample: Any = next(filter(None, downsamplers), None)
         self._attention_mask: Tensor | None = None
         self._frames: dict[tuple[int, ...], Tensor | None] = {}
         self._warned = False
@@ -86,7 +85,9 @@ class Observer:
         return record_moments(z, self.statistics.moments, self.frame_mask.for_tokens(z.shape[:-1]))
 
 
-def observe(model: nn.Module, sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> tuple[list[Observer], list[RemovableHandle]]:
+def observe(
+    model: nn.Module, sites: Sequence[Site], statistics: Sequence[NeuronStatistics]
+) -> tuple[list[Observer], list[RemovableHandle]]:
     """Attaches an Observer to every site and a FrameMask to the model; removing the handles undoes it all.
 
     Raises:
@@ -97,7 +98,7 @@ def observe(model: nn.Module, sites: Sequence[Site], statistics: Sequence[Neuron
             raise RuntimeError(f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn first")
     frame_mask = FrameMask(model)
     observers = [Observer(known, frame_mask) for known in statistics]
-    handles = [model.register_forward_pre_hook(frame_mask, with_kwargs=True)]
+    handles: list[RemovableHandle] = [model.register_forward_pre_hook(frame_mask, with_kwargs=True)]
     handles += [
         site.activation.register_forward_hook(observer) for site, observer in zip(sites, observers, strict=True)
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from neuroplastic_kernels.neurons import Fill, StateSlice
 from torch import Tensor
+
+from neuroplastic_kernels.neurons import Fill, StateSlice
 
 # Running means of squares and magnitudes. Their bias correction is spent by the time a neuron is reborn, so zero would not be
 # "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of the surviving
@@ -15,7 +16,10 @@ MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
     "exp_avg_sq_row", "exp_avg_sq_col", "v",
 })  # fmt: skip
-FACTORED_ROWS, FACTORED_COLUMNS = "exp_avg_sq_row", "exp_avg_sq_col"  # transformers' Adafactor drops the other dimension
+FACTORED_ROWS, FACTORED_COLUMNS = (
+    "exp_avg_sq_row",
+    "exp_avg_sq_col",
+)  # transformers' Adafactor drops the other dimension
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -79,7 +80,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
-def select_sites(model: nn.Module, layers: None | int | str | Sequence[int | str] = None) -> list[Site]:
+def select_sites(model: nn.Module, layers: int | str | Sequence[int | str] | None = None) -> list[Site]:
     """The trainable sites of `model` that `layers` names (see DropInConfig.layers), in model order.
 
     Without `layers`, frozen sites are left out. A frozen site that is asked for is an error, since neurons reborn in it could
@@ -145,11 +146,11 @@ def _sites_of(name: str, module: nn.Module) -> Iterator[Site]:
                 return
 
 
-def _descend(module: nn.Module, path: str) -> nn.Module | None:
-    part: object = module
+def _descend(module: nn.Module, path: str) -> Any:
+    part: Any = module
     for attribute in path.split("."):
         part = getattr(part, attribute, None)
-    return part  # type: ignore[return-value]
+    return part
 
 
 def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]:
@@ -160,7 +161,7 @@ def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]
             yield _checked_site(f"{name}.{key}" if name else key, up, activation, down)
 
 
-def _checked_site(name: str, up: nn.Module, activation: nn.Module, down: nn.Module) -> Site:
+def _checked_site(name: str, up: Any, activation: Any, down: Any) -> Site:
     for role, part in (("up", up), ("down", down)):
         if type(part) is not nn.Linear:
             raise TypeError(
@@ -168,7 +169,9 @@ def _checked_site(name: str, up: nn.Module, activation: nn.Module, down: nn.Modu
                 f"{type(part).__name__}; apply DropIn before adapters or quantisation, or to a model without them"
             )
     if not isinstance(activation, nn.Module):
-        raise TypeError(f"the activation of {name!r} must be a torch.nn.Module, got {activation!r}; name it in config.hidden_act")
+        raise TypeError(
+            f"the activation of {name!r} must be a torch.nn.Module, got {activation!r}; name it in config.hidden_act"
+        )
     if up.out_features != down.in_features:
         raise ValueError(f"{name!r}: up gives {up.out_features} neurons but down takes {down.in_features}")
     return Site(name, up, activation, down)
@@ -187,4 +190,6 @@ def _refuse_sharing(model: nn.Module, sites: list[Site]) -> None:
                     f"would change the other; untie the weights first"
                 )
         if activations[id(site.activation)] > 1:
-            raise ValueError(f"site {site.name!r} shares its activation module with another site; give each its own instance")
+            raise ValueError(
+                f"site {site.name!r} shares its activation module with another site; give each its own instance"
+            )

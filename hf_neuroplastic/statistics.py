@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, ROWS, TOKENS
 from torch import Tensor
+
+from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, ROWS, TOKENS
 
 STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest")
 NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from neuroplastic_kernels import neuron_reinit
 from neuroplastic_kernels.neurons import NeuronTensors
-from torch import Tensor
 
 from .config import DropInConfig
 from .decisions import Action, Decision
@@ -56,7 +57,7 @@ def apply_decisions(
         for site, known, decision in zip(sites, statistics, decisions, strict=True)
     ]
     tensors = [
-        _neuron_tensors(site, known, mask, score, init, optimizer, index)
+        _neuron_tensors(site, known, mask, score, config.threshold, init, optimizer, index)
         for site, known, mask, score, index in zip(sites, statistics, masks, scores, indices, strict=True)
     ]
     neuron_reinit(tensors, init=init, std=config.init_std, outgoing=outgoing, seed=config.random_seed, event=event)
@@ -85,19 +86,23 @@ def _neuron_tensors(
     statistics: NeuronStatistics,
     mask: Tensor,
     score: Tensor,
+    threshold: float,
     init: str,
     optimizer: torch.optim.Optimizer | None,
     index: int,
 ) -> NeuronTensors:
     up, down = site.up, site.down
     survivors = statistics.active & ~mask
+    # New neurons should not take after the useless ones that this event's budget left in place.
+    healthy = survivors & (score > threshold)
+    models = torch.where(healthy.any(), healthy, survivors)
     return NeuronTensors(
         up_weight=up.weight.detach(),
         up_bias=None if up.bias is None else up.bias.detach(),
         down_weight=down.weight.detach(),
         down_bias=None if down.bias is None else down.bias.detach(),
         mask=mask,
-        survivors=survivors,
+        survivors=models,
         mean_output=statistics.mean_output,
         donors=_donors(mask, survivors, score) if init == "split" else None,
         state=(

@@ -141,9 +141,14 @@ def test_wrong_arguments_are_named():
 def test_optimizer_classes_are_accepted_too(tmp_path, family):
     """The way that FSDP and model_init need."""
     model = tiny_model(family)
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=2, disable_tqdm=True, weight_decay=0.1)
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], max_steps=2, disable_tqdm=True, weight_decay=0.1
+    )
     trainer = Trainer(
-        model, args, train_dataset=Samples(family), optimizer_cls_and_kwargs=(NeuroPlastic, {"lr": 1e-3, "base": "adamw"})
+        model,
+        args,
+        train_dataset=Samples(family),
+        optimizer_cls_and_kwargs=(NeuroPlastic, {"lr": 1e-3, "base": "adamw"}),
     )
     trainer.train()
     groups = trainer.optimizer.optimizer.param_groups

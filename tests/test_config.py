@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import pytest
@@ -6,9 +7,12 @@ import pytest
 from hf_neuroplastic import DropInConfig
 
 
-@pytest.mark.parametrize("config", [DropInConfig(), DropInConfig.seed(), DropInConfig(layers=[0, "x"], threshold=math.inf)])
+@pytest.mark.parametrize(
+    "config", [DropInConfig(), DropInConfig.seed(), DropInConfig(layers=[0, "x"], threshold=math.inf)]
+)
 def test_to_dict_and_back(config):
-    assert DropInConfig.from_dict(config.to_dict()) == config
+    written = json.dumps(config.to_dict(), allow_nan=False)
+    assert DropInConfig.from_dict(json.loads(written)) == config
 
 
 def test_is_frozen_even_through_the_callers_list():

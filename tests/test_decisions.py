@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_mlp
 
 from hf_neuroplastic import DropInConfig
 from hf_neuroplastic.criteria import score
 from hf_neuroplastic.decisions import decide_replacement, is_due, lowest
 from hf_neuroplastic.sites import find_sites
 from hf_neuroplastic.statistics import NeuronStatistics
-from tiny import tiny_mlp
 
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 

@@ -51,6 +51,19 @@ def test_exactly_the_planted_dead_neurons_are_reborn(family, criterion):
         assert known.age.tolist() == [0 if i in planted else 2 for i in range(site.width)]
 
 
+def test_new_neurons_do_not_take_after_the_dead_ones_still_waiting():
+    model = tiny_model("ast")
+    dropin = DropIn(model, DropInConfig(**{**EAGER, "max_fraction": 0.05, "init": "layer"}))
+    _plant_dead(dropin, list(range(12)))  # two of twelve go in this event
+    healthy = [site.up.bias[12:].mean().item() for site in dropin.sites]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
+    for site, mean, count in zip(dropin.sites, healthy, dropin.replaced, strict=True):
+        assert int(count) == 2
+        torch.testing.assert_close(site.up.bias[:2], torch.full((2,), mean))
+        assert site.up.bias[2:12].tolist() == [-30.0] * 10
+
+
 def test_a_healthy_model_is_left_alone_and_training_equals_stock_training():
     batches = [tiny_batch("wav2vec2", seed=seed) for seed in range(4)]
     stock, patched = tiny_model("wav2vec2"), tiny_model("wav2vec2")
@@ -126,7 +139,9 @@ def test_synaptic_scaling_draws_activities_together():
 def test_state_dict_continues_a_run_bit_for_bit():
     def make():
         model = tiny_model("ast")
-        config = DropInConfig(interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01)
+        config = DropInConfig(
+            interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01
+        )
         return model, DropIn(model, config), torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     batches = [tiny_batch("ast", seed=seed) for seed in range(8)]
@@ -191,7 +206,9 @@ def test_frozen_layers_are_said_to_be_left_alone(caplog):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
     model = tiny_model("ast").to(dtype)
-    dropin = DropIn(model, DropInConfig(**{**EAGER, "threshold": float("inf"), "max_fraction": 0.1, "synaptic_lr": 0.01}))
+    dropin = DropIn(
+        model, DropInConfig(**{**EAGER, "threshold": float("inf"), "max_fraction": 0.1, "synaptic_lr": 0.01})
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batches = [tiny_batch("ast", seed=seed) for seed in range(4)]
     for batch in batches:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, OUTPUT_SQUARED, TOKENS
 from tiny import FAMILIES, SPEECH_MODELS, tiny_batch, tiny_mlp, tiny_model
 from torch import nn
 
 from hf_neuroplastic import DropIn, DropInConfig
+from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, OUTPUT_SQUARED, TOKENS
 
 
 def _moments(dropin):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import tiny_mlp, tiny_model, tiny_batch
+from tiny import tiny_batch, tiny_mlp, tiny_model
 from torch import nn
+from transformers import Adafactor
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.decisions import Action, Decision
 from hf_neuroplastic.optimizer_state import MAGNITUDES, state_slices, unwrap_optimizer
-from transformers import Adafactor
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
@@ -33,7 +33,7 @@ def _mask(width=10):
 
 def _trained(make, steps=3):
     model = tiny_mlp()
-    dropin = DropIn(model, DropInConfig(stop=None))
+    dropin = DropIn(model, DropInConfig(stop=None, threshold=0.0))
     optimizer = make(model.parameters())
     for _ in range(steps):
         model(torch.randn(8, 6)).square().sum().backward()

@@ -8,10 +8,10 @@ others follow s <- clip(s (1 + .01 (.5 - activity)), .1, 2).
 import numpy as np
 import pytest
 import torch
-from neuroplastic_kernels.reference.philox import normal
 from tiny import tiny_mlp
 
 from hf_neuroplastic import DropIn, DropInConfig
+from neuroplastic_kernels.reference.philox import normal
 
 STEPS, BATCH, LR = 40, 16, 0.002
 

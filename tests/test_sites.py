@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch import nn
 from tiny import FAMILIES, tiny_mlp, tiny_model
+from torch import nn
 
 from hf_neuroplastic.sites import find_sites, select_sites
 

@@ -44,10 +44,19 @@ def tiny_model(family: str, **changes) -> nn.Module:
         config_class, model_class = SPEECH_MODELS[family]
         model = model_class(config_class(**{**SPEECH, **changes}))
     elif family == "ast":
-        settings = {**PATCHES, "num_mel_bins": 16, "max_length": 32, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
+        settings = {
+            **PATCHES,
+            "num_mel_bins": 16,
+            "max_length": 32,
+            "patch_size": 8,
+            "frequency_stride": 8,
+            "time_stride": 8,
+        }
         model = ASTForAudioClassification(ASTConfig(**{**settings, "num_labels": 2, **changes}))
     elif family == "vit":
-        model = ViTForImageClassification(ViTConfig(**{**PATCHES, "image_size": 16, "patch_size": 8, "num_labels": 2, **changes}))
+        model = ViTForImageClassification(
+            ViTConfig(**{**PATCHES, "image_size": 16, "patch_size": 8, "num_labels": 2, **changes})
+        )
     else:
         raise ValueError(f"family must be one of {FAMILIES}, got {family!r}")
     return model.train()
@@ -71,7 +80,9 @@ def tiny_batch(family: str, size: int = 4, *, padded: bool = False, seed: int = 
     return batch
 
 
-def tiny_mlp(inputs: int = 6, hidden: int = 10, outputs: int = 3, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def tiny_mlp(
+    inputs: int = 6, hidden: int = 10, outputs: int = 3, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
     """The smallest model with a site."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(inputs, hidden), activation(), nn.Linear(hidden, outputs))

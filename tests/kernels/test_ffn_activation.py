@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from neuroplastic_kernels import ffn_activation
 from neuroplastic_kernels.moments import ABS_OUTPUT, ROWS, TOKENS
 
@@ -31,14 +32,18 @@ def test_forward_and_gradients_are_the_stock_ones(activation, bias, shape):
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         assert torch.equal(gradient, wanted)
-    torch.testing.assert_close(moments[ABS_OUTPUT].double(), expected.detach().abs().reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        moments[ABS_OUTPUT].double(), expected.detach().abs().reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("activation", STOCK)
 def test_gradcheck(activation):
     h = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     b = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda h, b: ffn_activation(h, b, torch.zeros(ROWS, 3), activation=activation), (h, b))
+    assert torch.autograd.gradcheck(
+        lambda h, b: ffn_activation(h, b, torch.zeros(ROWS, 3), activation=activation), (h, b)
+    )
 
 
 def test_masked_tokens_are_not_counted_but_pass_gradients():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from neuroplastic_kernels import neuron_reinit
 from neuroplastic_kernels.neurons import NeuronTensors, StateSlice
 

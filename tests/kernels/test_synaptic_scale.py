@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from neuroplastic_kernels import synaptic_scale
 
 RANGE = (0.1, 2.0)

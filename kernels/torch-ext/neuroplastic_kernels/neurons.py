@@ -24,7 +24,7 @@ class NeuronTensors(NamedTuple):
     down_weight: Tensor  # [M, N]
     down_bias: Tensor | None  # [M]
     mask: Tensor  # [N] bool: the neurons to reinitialise
-    survivors: Tensor  # [N] bool: the active neurons that stay as they are
+    survivors: Tensor  # [N] bool: the neurons that stay, on which new ones are modelled
     mean_output: Tensor | None  # [N] float32: mean output of each neuron, folded into down_bias when it goes
     donors: Tensor | None  # [N] int64, init="split" only: which surviving neuron a chosen one splits; distinct donors
     state: tuple[StateSlice, ...]

@@ -97,7 +97,9 @@ def _fresh_rows(tensors: NeuronTensors, chosen: Tensor, init: Init, std: float, 
 
 def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> None:
     if tensors.donors is None:
-        raise ValueError('init="split" needs donors: [N] int64, the surviving neuron each chosen one is split from; got None')
+        raise ValueError(
+            'init="split" needs donors: [N] int64, the surviving neuron each chosen one is split from; got None'
+        )
     donors = tensors.donors[chosen]
     tensors.up_weight[chosen] = tensors.up_weight[donors]
     if tensors.up_bias is not None:

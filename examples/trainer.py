@@ -1,0 +1,54 @@
+"""Fine-tune a pretrained audio model on ASVspoof 2019 with NeuroPlastic and DropIn, under the Hugging Face Trainer.
+
+    python examples/trainer.py facebook/wav2vec2-base /data/ASVspoof2019 --output out
+
+On several GPUs, the same: accelerate launch examples/trainer.py ...
+"""
+
+import argparse
+
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer, TrainingArguments
+
+from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
+from hf_neuroplastic.data import LABELS, AudioCollator, load_asvspoof2019
+from hf_neuroplastic.metrics import equal_error_rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or folder")
+    parser.add_argument("data", help="folder that holds LA/")
+    parser.add_argument("--output", default="out")
+    parser.add_argument("--steps", type=int, default=1000)
+    arguments = parser.parse_args()
+
+    model = AutoModelForAudioClassification.from_pretrained(
+        arguments.model, num_labels=len(LABELS), id2label=dict(enumerate(LABELS))
+    )
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+    train, evaluation = (load_asvspoof2019(arguments.data, "LA", split) for split in ("train", "eval"))
+
+    optimizer = NeuroPlastic([p for p in model.parameters() if p.requires_grad], lr=5e-5)
+    callback = DropInCallback(DropInConfig(interval=max(1, arguments.steps // 20), maturity=arguments.steps // 10))
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            arguments.output, max_steps=arguments.steps, per_device_train_batch_size=8, remove_unused_columns=False,
+            save_steps=arguments.steps, logging_steps=max(1, arguments.steps // 20), report_to=[],
+        ),
+        data_collator=AudioCollator(AutoFeatureExtractor.from_pretrained(arguments.model), max_seconds=4.0),
+        train_dataset=train,
+        optimizers=(optimizer, None),
+        callbacks=[callback],
+    )  # fmt: skip
+    callback.attach(trainer)  # sends neuron statistics to every logging integration
+    trainer.train()
+
+    prediction = trainer.predict(evaluation)
+    eer, _ = equal_error_rate(prediction.predictions[:, 0] - prediction.predictions[:, 1], prediction.label_ids)
+    print(f"EER {100 * eer:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""From dataset rows to model inputs: decode, resample, crop, extract features, pad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .audio import Waveform, resample
+from .rows import decode_row
+
+
+@dataclass
+class AudioCollator:
+    """Data collator for Trainer: rows with `audio` (and `label`) to the tensors an audio classifier takes.
+
+    Set `remove_unused_columns=False` in TrainingArguments, or Trainer drops `audio` before it comes here.
+
+    Output: `input_values` [B, samples] (wav2vec2 and kin) or what else the feature extractor makes, such as
+    [B, frames, mel bins] for AST; `attention_mask` [B, samples] wherever the extractor makes one: pooling and
+    neuron statistics must not count padding (also for models trained without, such as wav2vec2-base, whose
+    convolutions see the same zeros either way); `labels` [B] if every row has `label`.
+
+    Args:
+        feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
+        max_seconds: crop longer audio to this; None keeps all of it.
+        random_crop: crop at a random place (training) instead of the centre (evaluation).
+        seed: of the random crops. With workers, each draws from its own stream, keyed on the seed and the worker's
+            seed.
+        padding: handed to the extractor: True pads to the longest of the batch, "max_length" to the extractor's own
+            length.
+
+    Raises, when called: KeyError if rows lack `audio`, FileNotFoundError and AudioDecodingError as `decode`.
+    """
+
+    feature_extractor: Any
+    max_seconds: float | None = None
+    random_crop: bool = False
+    seed: int = 0
+    padding: bool | str = True
+    _generator: np.random.Generator | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive, or None for no crop, got {self.max_seconds}.")
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        if any("audio" not in row for row in rows):
+            raise KeyError(
+                f"rows need the column 'audio', got {sorted(rows[0])}; "
+                "set remove_unused_columns=False in TrainingArguments."
+            )
+        rate = self.feature_extractor.sampling_rate
+        waveforms = [self._crop(resample(*decode_row(row["audio"]), rate), rate) for row in rows]
+        batch = dict(
+            self.feature_extractor(
+                waveforms, sampling_rate=rate, padding=self.padding, return_attention_mask=True, return_tensors="pt"
+            )
+        )
+        if all("label" in row for row in rows):
+            batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.long)
+        return batch
+
+    def _crop(self, samples: Waveform, rate: int) -> Waveform:
+        if self.max_seconds is None:
+            return samples
+        length = max(1, round(self.max_seconds * rate))
+        spare = samples.shape[0] - length
+        if spare <= 0:
+            return samples
+        start = int(self._random().integers(spare + 1)) if self.random_crop else spare // 2
+        return samples[start : start + length]
+
+    def _random(self) -> np.random.Generator:
+        if self._generator is None:
+            worker = torch.utils.data.get_worker_info()
+            self._generator = np.random.default_rng((self.seed,) if worker is None else (self.seed, worker.seed))
+        return self._generator

@@ -1,0 +1,86 @@
+"""The options of NeuroPlastic: their allowed values and the defaults that depend on the base."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+BETAS = {"gradient": (0.9, 0.99), "adamw": (0.9, 0.999), "momentum": (0.9, 0.99)}
+SIGNALS = ("all", "gradient")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_at_least_zero(value: Any) -> bool:
+    return is_number(value) and value >= 0
+
+
+def is_decay(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+def is_sequence_of(length: int, allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Sequence) and len(value) == length and all(map(allowed, value))
+
+
+def is_learning_rate(value: Any) -> bool:
+    return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else is_at_least_zero(value)
+
+
+def is_norm(value: Any) -> bool:
+    return value is None or value == math.inf or (is_number(value) and value > 0)
+
+
+def is_range(value: Any) -> bool:
+    return is_sequence_of(2, is_at_least_zero)(value) and value[0] <= value[1]
+
+
+def is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (is_learning_rate, "a finite number >= 0 or a tensor of one element"),
+    "base": (lambda value: isinstance(value, str) and value in BETAS, f"one of {', '.join(map(repr, BETAS))}"),
+    "betas": (is_sequence_of(2, is_decay), "two numbers >= 0 and < 1, or None for the base's own"),
+    "trace_decay": (is_decay, "a number >= 0 and < 1"),
+    "signal_weights": (
+        is_sequence_of(3, is_at_least_zero),
+        "three numbers >= 0: of the trace, the gradient, the memory",
+    ),
+    "alpha_range": (is_range, "two numbers 0 <= lo <= hi"),
+    "plasticity_scale": (is_at_least_zero, "a number >= 0"),
+    "strength": (is_at_least_zero, "a number >= 0; 0 switches plasticity off"),
+    "warmup_steps": (is_at_least_zero, "a number of steps >= 0; 0 for no warm-up"),
+    "signals": (lambda value: isinstance(value, str) and value in SIGNALS, "'all' or 'gradient'"),
+    "max_update_norm": (is_norm, "a number > 0, or None for no limit"),
+    "target_rms": (is_at_least_zero, "a number >= 0"),
+    "homeostatic_rate": (is_at_least_zero, "a number >= 0; 0 for none"),
+    "eps": (lambda value: is_number(value) and value > 0, "a number > 0"),
+    "weight_decay": (is_at_least_zero, "a number >= 0"),
+    "decoupled_weight_decay": (is_bool, "True, False, or None for the base's own"),
+    "maximize": (is_bool, "True or False"),
+}
+
+
+def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options of one group, complete and checked.
+
+    `betas` and `decoupled_weight_decay` of None become the base's own, an infinite `max_update_norm` becomes None. Keys
+    without a rule are dropped. Raises ValueError naming the option, the value, what is allowed and `where` it stood.
+    """
+    options = {name: options[name] for name in RULES}
+    if options["betas"] is None:
+        options["betas"] = BETAS.get(str(options["base"]), BETAS["adamw"])
+    if options["decoupled_weight_decay"] is None:
+        options["decoupled_weight_decay"] = options["base"] == "adamw"
+    for name, (allowed, rule) in RULES.items():
+        if not allowed(options[name]):
+            raise ValueError(f"{name} must be {rule}; got {options[name]!r} in {where}")
+    if options["max_update_norm"] == math.inf:
+        options["max_update_norm"] = None
+    return options

@@ -1,0 +1,73 @@
+"""Every bad option is refused with its name, what was given and what is allowed."""
+
+import math
+
+import pytest
+import torch
+
+from hf_neuroplastic import NeuroPlastic
+from hf_neuroplastic import optimizer as optimizer_module
+
+BAD = {
+    "lr": [-1.0, math.nan, math.inf, "fast", None, torch.ones(2), True],
+    "base": ["adam", None, 3],
+    "betas": [(0.9,), (0.9, 1.0), (-0.1, 0.9), 0.9, (math.nan, 0.9)],
+    "trace_decay": [1.0, -0.1, None],
+    "signal_weights": [(0.4, 0.6), (0.4, 0.4, -0.2), 1.0],
+    "alpha_range": [(2.0, 0.2), (-1.0, 2.0), (0.2, math.inf), 1.0],
+    "plasticity_scale": [-1.0, math.nan],
+    "strength": [-0.5, "full"],
+    "warmup_steps": [-1, None],
+    "signals": ["none", ["all"]],
+    "max_update_norm": [0.0, -1.0, math.nan, "no"],
+    "target_rms": [-0.1],
+    "homeostatic_rate": [-0.1],
+    "eps": [0.0, -1e-8],
+    "weight_decay": [-0.1, math.inf],
+    "decoupled_weight_decay": ["yes", 1],
+    "maximize": [1, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_option_is_named(name, value):
+    p = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match=rf"^{name} must be .*; got .* in group 0$") as error:
+        NeuroPlastic([p], **{name: value})
+    assert repr(value) in str(error.value)
+
+
+def test_a_bad_option_of_a_later_group_names_the_group_and_leaves_it_out():
+    optimizer = NeuroPlastic([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match=r"strength must be a number >= 0; .* got -1 in group 1"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "strength": -1})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'reference', 'fused', got 'cuda'"),
+        ({"momentum": 0.9}, TypeError, "momentum"),
+    ],
+)
+def test_other_bad_arguments(options, error, words):
+    with pytest.raises(error, match=words):
+        NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], **options)
+
+
+def test_compile_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setattr(optimizer_module.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"compile=True needs a C\+\+ compiler, but .* install one .* CXX"):
+        NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], compile=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "betas", "decoupled"),
+    [("gradient", (0.9, 0.99), False), ("adamw", (0.9, 0.999), True), ("momentum", (0.9, 0.99), False)],
+)
+def test_defaults_follow_the_base(base, betas, decoupled):
+    group = NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], base=base, max_update_norm=math.inf).param_groups[0]
+    assert group["betas"] == betas
+    assert group["decoupled_weight_decay"] is decoupled
+    assert group["max_update_norm"] is None

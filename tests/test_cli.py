@@ -1,0 +1,157 @@
+"""The command line: results that stand by themselves, and one clear line for every mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForAudioClassification
+from typer.testing import CliRunner
+
+from hf_neuroplastic.cli import app
+from hf_neuroplastic.config import DropInConfig
+from hf_neuroplastic.data import write_corpus
+from hf_neuroplastic.demo import METHODS, MODELS, Scale, save_small_model
+from hf_neuroplastic.finetuning import Settings, fine_tune
+
+TINY = {"train": 16, "dev": 4, "eval": 12}
+
+
+def _run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch):
+    dropin = DropInConfig(interval=1, maturity=1, max_fraction=0.05, threshold=float("inf"))
+    size = Scale(TINY, Settings(steps=3, batch_size=4, learning_rate=1e-3, max_seconds=0.5, dropin=dropin))
+    monkeypatch.setattr("hf_neuroplastic.demo.scale", lambda *_: size)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("data") / "corpus", utterances=TINY)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_small_model("wav2vec2", folder, seed=0)
+    return folder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_demo_leaves_results_picture_and_a_stock_model(kind, tmp_path, tiny_scale):
+    output = tmp_path / "results"
+    for _ in range(2):  # an earlier demonstration is replaced
+        result = _run("demo", "--quick", "--output", output, "--model", kind)
+        assert result.exit_code == 0, result.output
+    for method in METHODS:
+        assert method in result.output
+    content = json.loads((output / "results.json").read_text())
+    assert [run["name"] for run in content["runs"]] == list(METHODS)
+    assert {"eer", "seconds", "neurons_replaced"} <= content["runs"][0].keys()
+    assert [run["neurons_replaced"] > 0 for run in content["runs"]] == [False, False, True]
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["config"]["model"] == kind
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+    stock, info = AutoModelForAudioClassification.from_pretrained(output / "model", output_loading_info=True)
+    assert not any(info.values())
+    assert stock.config.id2label == {0: "bonafide", 1: "spoof"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+    assert sorted(path.name for path in output.iterdir()) == ["corpus", "demo.png", "model", "results.json"]
+
+
+def test_a_demo_that_fails_leaves_nothing(tmp_path, tiny_scale, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr("hf_neuroplastic.demo.draw_runs", fail)
+    assert _run("demo", "--output", tmp_path / "results").exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
+    common = ("--model", model, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    result = _run("train", *common, "--data", corpus, "--output", tmp_path / "asv")
+    assert result.exit_code == 0, result.output
+    assert "EER" in result.output
+    assert {"results.json", "demo.png", "model"} <= {path.name for path in (tmp_path / "asv").iterdir()}
+
+    for split, name in (("train", "training"), ("eval", "testing")):
+        flac = sorted((corpus / "LA" / f"ASVspoof2019_LA_{split}" / "flac").iterdir())
+        for index, path in enumerate(flac):
+            target = tmp_path / "for" / name / ("real" if index % 2 else "fake")
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    result = _run("train", *common, "--data", tmp_path / "for", "--format", "folder", "--output", tmp_path / "out2")
+    assert result.exit_code == 0, result.output
+
+
+def test_inspect_lists_sites(model):
+    result = _run("inspect", model)
+    assert result.exit_code == 0, result.output
+    assert "wav2vec2.encoder.layers.2." in result.output
+    assert "layers.3" not in result.output
+
+
+def _broken_corpus(corpus: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "broken"
+    shutil.copytree(corpus, copy)
+    next((copy / "LA" / "ASVspoof2019_LA_train" / "flac").iterdir()).write_bytes(b"fLaC?")
+    return copy
+
+
+ERRORS = [
+    ("no data", ["train", "--model", "{model}", "--data", "{tmp}/none", "--output", "{tmp}/o"], ["none"]),
+    ("no model", ["train", "--model", "{tmp}/nothing", "--data", "{corpus}", "--output", "{tmp}/o"], ["nothing"]),
+    ("output taken", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{model}"], ["--output"]),
+    ("wrong layout", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "folder", "--output", "{tmp}/o"],
+     ["label"]),
+    ("corrupt audio", ["train", "--model", "{model}", "--data", "{broken}", "--output", "{tmp}/o"], [".flac"]),
+    ("bad rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "0", "--output", "{tmp}/o"],
+     ["learning_rate", "0"]),
+    ("bad format", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "wav", "--output", "{tmp}/o"],
+     ["asvspoof2019", "folder"]),
+    ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
+     ["neuroplastic+dropin"]),
+    ("unknown demo model", ["demo", "--model", "whisper", "--output", "{tmp}/o"], ["wav2vec2", "ast"]),
+    ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
+    ("inspect nothing", ["inspect", "{tmp}/nothing"], ["nothing"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_mistakes_get_one_line_and_exit_code_2(arguments, words, tmp_path, corpus, model):
+    broken = _broken_corpus(corpus, tmp_path) if "{broken}" in arguments else None
+    before = sorted(tmp_path.rglob("*"))
+    filled = [argument.format(tmp=tmp_path, corpus=corpus, model=model, broken=broken) for argument in arguments]
+    result = _run(*filled)
+    assert result.exit_code == 2, result.output
+    for word in words:
+        assert word in result.output
+    if "error:" in result.output:  # our own; the option parser draws its messages in a box
+        assert len(result.output[result.output.index("error:") :].strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_corrupt_files_may_be_skipped(tmp_path, corpus, model):
+    broken = _broken_corpus(corpus, tmp_path)
+    common = ("--model", model, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3, "--data", broken)
+    result = _run("train", *common, "--on-error", "skip", "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+
+
+def test_unknown_methods_are_named(model):
+    with pytest.raises(ValueError, match=r"method must be one of adamw.*got 'sgd'"):
+        fine_tune(None, None, None, None, "sgd", Settings())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"steps": 0}, "steps.*0"), ({"batch_size": 0}, "batch_size.*0"), ({"learning_rate": -1.0}, "learning_rate.*-1")],
+)
+def test_settings_are_checked(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**arguments)

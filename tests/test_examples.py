@@ -1,0 +1,32 @@
+"""The examples do what they say."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_plain_loop_replaces_the_dead():
+    train = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["train"]
+    accuracy, dead = train(with_dropin=False, steps=400)
+    revived_accuracy, revived_dead = train(with_dropin=True, steps=400)
+    assert dead == 0.5
+    assert revived_dead < 0.1
+    assert revived_accuracy > accuracy
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "ast"])
+def test_trainer(kind, tmp_path, monkeypatch, capsys):
+    from hf_neuroplastic.data import write_corpus
+    from hf_neuroplastic.demo import save_small_model
+
+    corpus = write_corpus(tmp_path / "corpus", utterances={"train": 8, "dev": 4, "eval": 8})
+    save_small_model(kind, tmp_path / "model", seed=0)
+    arguments = [str(tmp_path / "model"), str(corpus), "--output", str(tmp_path / "out"), "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+    assert "EER" in capsys.readouterr().out
+    assert (tmp_path / "out" / "checkpoint-2" / "neuroplastic.json").is_file()
