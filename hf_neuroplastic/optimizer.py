@@ -107,7 +107,8 @@ class NeuroPlastic(Optimizer):
         select("plasticity_step", backend)
         if compile:
             require_compiler()
-        self.compile, self.backend, self._workspace = compile, backend, {}
+        self.compile, self.backend = compile, backend
+        self._workspace: dict[Any, Any] = {}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """`plasticity_step` against the formulas written out in NumPy, and against itself in other layouts and pieces."""
 
 import importlib
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from neuroplastic_kernels import plasticity_step, select
 
 reference_module = importlib.import_module("neuroplastic_kernels.reference.plasticity_step")
 
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 BASES = ("gradient", "adamw", "momentum")
 LR, EPS = 0.03, 1e-8
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -175,6 +178,7 @@ def test_no_bit_depends_on_neighbours_in_the_list():
         assert all(torch.equal(together[k][index], x) for k, x in zip((0, 2, 3, 4), want, strict=True))
 
 
+@needs_compiler
 @pytest.mark.parametrize("base", BASES)
 def test_the_compiled_step_equals_the_eager_one(base, monkeypatch):
     monkeypatch.setattr(reference_module, "CHUNK", 32)
@@ -184,6 +188,20 @@ def test_the_compiled_step_equals_the_eager_one(base, monkeypatch):
         eager, compiled = (torch_steps(p, gradients, compile=flag, **options) for flag in (False, True))
         for got, want in zip(compiled, eager, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+@needs_compiler
+def test_a_new_learning_rate_or_step_compiles_nothing_anew(monkeypatch):
+    monkeypatch.setattr(reference_module, "CHUNK", 32)
+    p, gradients = stream((40,), steps=6)
+    lists = [[p], [gradients[0]], *([torch.zeros_like(p)] for _ in range(3)), [torch.zeros(())]]
+    graphs = []
+    for number, gradient in enumerate(gradients):
+        lists[1] = [gradient]
+        plasticity_step(*lists, lr=0.1 / (number + 1), base="adamw", betas=(0.9, 0.999), compile=True)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[1]
 
 
 def test_backends():

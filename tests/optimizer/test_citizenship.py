@@ -65,6 +65,13 @@ def test_resumed_training_is_the_same_training(base, dtype):
     assert_same(optimizer, resumed)
 
 
+def test_loading_leaves_no_hook_behind():
+    optimizer = NeuroPlastic(parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_a_copy_trains_alike_and_apart(copied):
     optimizer = NeuroPlastic(parameters(), lr=0.01, backend="reference")
@@ -254,7 +261,7 @@ def test_dtypes_and_layouts_may_be_mixed():
     alone = [NeuroPlastic([torch.nn.Parameter(p.detach().clone())], lr=0.01) for p in mixed]
     for p, single in zip(mixed, alone, strict=True):
         q = single.param_groups[0]["params"][0]
-        single.load_state_dict({"state": {0: copy.deepcopy(optimizer.state[p])}, "param_groups": single.state_dict()["param_groups"]})
+        single.load_state_dict({**single.state_dict(), "state": {0: copy.deepcopy(optimizer.state[p])}})
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
         single.step()

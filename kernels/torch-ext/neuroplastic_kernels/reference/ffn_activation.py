@@ -106,10 +106,10 @@ def add_moments(moments: Tensor, z: Tensor, dz: Tensor, token_mask: Tensor | Non
     if token_mask is not None:
         counted = token_mask.reshape(-1).nonzero().squeeze(1)
         z, dz = z.index_select(0, counted), dz.index_select(0, counted)
-    norm = torch.linalg.vector_norm  # reduces without a temporary
-    moments[ABS_OUTPUT] += norm(z, 1, dim=0)
-    moments[ABS_OUTPUT_GRADIENT] += norm(dz, 1, dim=0)
-    moments[ABS_PRODUCT] += norm(z * dz, 1, dim=0)
+    magnitude, gradient_magnitude = z.abs(), dz.abs()
     moments[OUTPUT] += z.sum(0)
-    moments[OUTPUT_SQUARED] += norm(z, 2, dim=0).square_()
+    moments[ABS_OUTPUT] += magnitude.sum(0)
+    moments[ABS_OUTPUT_GRADIENT] += gradient_magnitude.sum(0)
+    moments[ABS_PRODUCT] += gradient_magnitude.mul_(magnitude).sum(0)
+    moments[OUTPUT_SQUARED] += magnitude.square_().sum(0)
     moments[TOKENS] += z.shape[0]

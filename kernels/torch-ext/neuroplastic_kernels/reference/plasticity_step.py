@@ -86,14 +86,14 @@ class Buffers:
         """Flat streams as one piece."""
         flat = [stream.view(-1) for stream in streams]
         numel = flat[0].numel()
-        return [Piece(*flat, self.memory[:numel], self.update[:numel], magnitude=None, alpha=None)]
+        return [Piece._make([*flat, self.memory[:numel], self.update[:numel], None, None])]
 
     def cut(self, streams: Sequence[Tensor]) -> list[Piece]:
         """Flat streams as pieces of at most CHUNK elements, which take turns with the buffer of |g|."""
         numel = streams[0].numel()
         flat = [*(stream.view(-1) for stream in streams), self.memory[:numel], self.update[:numel]]
         parts = zip(*(stream.split(CHUNK) for stream in flat), strict=True)
-        return [Piece(*views, magnitude=self.magnitude[: views[0].numel()], alpha=views[5]) for views in parts]
+        return [Piece._make([*views, self.magnitude[: views[0].numel()], views[5]]) for views in parts]
 
 
 def make_room(workspace: dict[Any, Buffers], traces: Sequence[Tensor]) -> None:
@@ -111,7 +111,9 @@ def make_room(workspace: dict[Any, Buffers], traces: Sequence[Tensor]) -> None:
 def one_piece(param: Tensor, grad: Tensor, trace: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> Piece:
     """A tensor of any layout as one piece with buffers of its own."""
     memory, update = torch.empty_like(trace), torch.empty_like(trace)
-    return Piece(param, grad, trace, exp_avg, exp_avg_sq, memory, update, magnitude=torch.empty_like(trace), alpha=memory)
+    return Piece(
+        param, grad, trace, exp_avg, exp_avg_sq, memory, update, magnitude=torch.empty_like(trace), alpha=memory
+    )
 
 
 @torch.no_grad()

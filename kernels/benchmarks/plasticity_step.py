@@ -1,0 +1,112 @@
+"""One optimizer step over the parameter lists of real models: NeuroPlastic beside torch's AdamW, interleaved in one run."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ASTConfig, ASTModel, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
+
+from hf_neuroplastic import NeuroPlastic
+
+WIDE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "wav2vec2-base": lambda: Wav2Vec2Model(Wav2Vec2Config()),
+    "AST": lambda: ASTModel(ASTConfig()),
+    "wav2vec2-large": lambda: Wav2Vec2Model(
+        Wav2Vec2Config(**WIDE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
+    ),
+}
+OPTIONS = {"lr": 1e-5, "weight_decay": 0.01}
+ADAMW_BYTES, PLASTIC_BYTES = 28, 36  # per fp32 parameter, every stream moved once: p, g, m, v; and a
+WARMUP = 3
+
+
+def optimizers(device: str) -> dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], int]]:
+    """Name -> (how to build it, the bytes per parameter it cannot go below). The first is the one ratios refer to."""
+    adamw, ours = torch.optim.AdamW, NeuroPlastic
+    built: dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], int]] = {
+        "AdamW(fused)": (lambda p: adamw(p, **OPTIONS, fused=True, capturable=device == "cuda"), ADAMW_BYTES),
+        "AdamW(foreach)": (lambda p: adamw(p, **OPTIONS, foreach=True), ADAMW_BYTES),
+        "NeuroPlastic": (lambda p: ours(p, **OPTIONS, backend="reference"), PLASTIC_BYTES),
+        "NeuroPlastic(compile)": (lambda p: ours(p, **OPTIONS, backend="reference", compile=True), PLASTIC_BYTES),
+    }
+    return built
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(action: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds until the work is done, and until the call returned."""
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    returned = time.perf_counter()
+    synchronize(device)
+    return time.perf_counter() - start, returned - start
+
+
+def memory_bandwidth(device: str, elements: int = 1 << 26) -> float:
+    """Bytes read and written per second, by the better of a copy (two streams) and an addition in place (three)."""
+    source, target = torch.ones(elements, device=device), torch.ones(elements, device=device)
+    streams = {2: lambda: target.copy_(source), 3: lambda: target.add_(source)}
+    size = source.numel() * source.element_size()
+    return max(n * size / min(timed(action, device)[0] for _ in range(10)) for n, action in streams.items())
+
+
+def peak_memory(action: Callable[[], Any], device: str) -> int | None:
+    """Bytes one step needs beyond what is allocated before it; None where it is not counted."""
+    if device != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    action()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
+    with torch.device("meta"):
+        shapes = [tuple(p.shape) for p in MODELS[model]().parameters()]
+    params = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param) * 1e-3
+    count, bandwidth, built = sum(p.numel() for p in params), memory_bandwidth(device), optimizers(device)
+    steps = {name: build(params).step for name, (build, _) in built.items()}  # all step the same parameters
+    for step in steps.values():
+        for _ in range(WARMUP):
+            step()
+    peaks = {name: peak_memory(step, device) for name, step in steps.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(timed(step, device))
+    seconds = {name: statistics.median(total for total, _ in runs) for name, runs in times.items()}
+    anchor = next(iter(seconds.values()))
+    return [
+        {
+            "operation": "plasticity_step",
+            "model": model,
+            "tensors": len(shapes),
+            "parameters": count,
+            "optimizer": name,
+            "ms": seconds[name] * 1e3,
+            "host_ms": statistics.median(host for _, host in times[name]) * 1e3,
+            "ratio": seconds[name] / anchor,
+            "least_bytes_per_parameter": built[name][1],
+            "share_of_bandwidth": built[name][1] * count / seconds[name] / bandwidth,
+            "bandwidth_gb_per_s": bandwidth / 1e9,
+            "peak_bytes": peaks[name],
+        }
+        for name in steps
+    ]
+
+
+def run(device: str, quick: bool) -> list[dict[str, Any]]:
+    """All rows; `quick` takes the first model and fewer rounds."""
+    models = list(MODELS)[:1] if quick else list(MODELS)
+    return [row for model in models for row in measure(model, device, rounds=5 if quick else 15)]
