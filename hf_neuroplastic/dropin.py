@@ -56,11 +56,13 @@ class DropIn:
         self.config = config or DropInConfig()
         self.total_steps = total_steps
         self.sites: list[Site] = select_sites(model, self.config.layers)
-        self.statistics = [NeuronStatistics(site.width, site.up.weight.device) for site in self.sites]
+        widths = [site.width for site in self.sites]
+        self._all = NeuronStatistics(sum(widths), self.sites[0].up.weight.device)
+        self.statistics = self._all.split(widths)
         self.step_count = 0
         self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
         self.observers: list[Observer]
-        self.observers, self._handles = observe(model, self.sites, self.statistics)
+        self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
 
     @property
     def patched(self) -> bool:
@@ -88,16 +90,14 @@ class DropIn:
             ValueError: a share of training in the configuration, but no `total_steps`.
         """
         if getattr(optimizer, "step_was_skipped", False):
-            for known in self.statistics:
-                known.discard()
+            self._all.discard()
             return
         inner = None if optimizer is None else unwrap_optimizer(optimizer)
         due = is_due(self.step_count + 1, self.config, self.total_steps)
         self.step_count += 1
         if self.observers[0].enabled:
-            reduce_moments(self.statistics)
-            for known in self.statistics:
-                known.update(self.config.statistics_decay, _gradient_scale(optimizer), self.config.observe_every)
+            reduce_moments(self._all.moments)
+            self._all.update(self.config.statistics_decay, _gradient_scale(optimizer), self.config.observe_every)
         if due:
             self._replace(inner)
         if self.config.synaptic_lr > 0:
@@ -175,22 +175,18 @@ class DropIn:
         own, given = [site.name for site in self.sites], list(state["sites"])
         if own != given:
             raise ValueError(f"the state is of the sites {given}, but this DropIn watches {own}; use the same layers")
-        step_count, loaded = int(state["step_count"]), []
-        for site in self.sites:
+        step_count, replaced = int(state["step_count"]), []
+        loaded = NeuronStatistics(sum(site.width for site in self.sites))
+        for site, known in zip(self.sites, loaded.split([site.width for site in self.sites]), strict=True):
             tensors = dict(state["sites"][site.name])
-            replaced = tensors.pop("replaced", torch.zeros((), dtype=torch.int64))
-            fresh = NeuronStatistics(site.width, site.up.weight.device)
+            replaced.append(tensors.pop("replaced", torch.zeros((), dtype=torch.int64)).clone())
             try:
-                fresh.load_state_dict(tensors)
+                known.load_state_dict(tensors)
             except ValueError as error:
                 raise ValueError(f"site {site.name!r}: {error}") from None
-            loaded.append((fresh, replaced.clone()))
-        for known, (fresh, _) in zip(self.statistics, loaded, strict=True):
-            known.to(fresh.moments.device)
-            known.load_state_dict(fresh.state_dict())
-            known.discard()
-        self.replaced = [replaced for _, replaced in loaded]
-        self.step_count = step_count
+        self._all.load_state_dict(loaded.state_dict())
+        self._all.discard()
+        self.replaced, self.step_count = replaced, step_count
 
     def _replace(self, optimizer: torch.optim.Optimizer | None) -> None:
         scores = self.scores()

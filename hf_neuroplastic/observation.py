@@ -73,22 +73,25 @@ class FrameMask:
 class Observer:
     """A forward hook of a site's activation: passes its output on and records the neurons' moments in the backward pass."""
 
-    def __init__(self, statistics: NeuronStatistics, frame_mask: FrameMask) -> None:
-        self.statistics, self.frame_mask, self.enabled = statistics, frame_mask, True
+    def __init__(self, everyone: NeuronStatistics, statistics: NeuronStatistics, frame_mask: FrameMask) -> None:
+        self.everyone, self.statistics, self.frame_mask, self.enabled = everyone, statistics, frame_mask, True
 
     # Recording writes outside the graph; a compiled model breaks its graph here and goes on.
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: Any, z: Tensor) -> Tensor:
         if not (self.enabled and module.training and z.requires_grad and torch.is_grad_enabled()):
             return z
-        self.statistics.to(z.device)
+        self.everyone.to(z.device)
         return record_moments(z, self.statistics.moments, self.frame_mask.for_tokens(z.shape[:-1]))
 
 
 def observe(
-    model: nn.Module, sites: Sequence[Site], statistics: Sequence[NeuronStatistics]
+    model: nn.Module, sites: Sequence[Site], everyone: NeuronStatistics, statistics: Sequence[NeuronStatistics]
 ) -> tuple[list[Observer], list[RemovableHandle]]:
     """Attaches an Observer to every site and a FrameMask to the model; removing the handles undoes it all.
+
+    Args:
+        everyone: the statistics of all sites' neurons; `statistics` are its parts, one per site.
 
     Raises:
         RuntimeError: a site is being watched already.
@@ -97,7 +100,7 @@ def observe(
         if any(isinstance(hook, Observer) for hook in site.activation._forward_hooks.values()):
             raise RuntimeError(f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn first")
     frame_mask = FrameMask(model)
-    observers = [Observer(known, frame_mask) for known in statistics]
+    observers = [Observer(everyone, known, frame_mask) for known in statistics]
     handles: list[RemovableHandle] = [model.register_forward_pre_hook(frame_mask, with_kwargs=True)]
     handles += [
         site.activation.register_forward_hook(observer) for site, observer in zip(sites, observers, strict=True)

@@ -19,7 +19,7 @@ NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool
 
 
 class NeuronStatistics:
-    """The statistics of one site's N neurons.
+    """The statistics of N neurons: of one site, or of all sites side by side, of which `split` gives the sites as views.
 
     Attributes:
         moments: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.moments).
@@ -28,7 +28,7 @@ class NeuronStatistics:
         age: [N] int64 optimizer steps since the neuron was born; steps in which its layer saw no token do not count.
         active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
         scale: [N] float32 factor that synaptic scaling has applied to the neuron's incoming weights.
-        rest: [] int64 steps since neurons were last changed in this site.
+        rest: [N] int64 steps since neurons were last changed in the neuron's site.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -38,13 +38,27 @@ class NeuronStatistics:
         self.age = torch.zeros(width, dtype=torch.int64, device=device)
         self.active = torch.ones(width, dtype=torch.bool, device=device)
         self.scale = torch.ones(width, device=device)
-        self.rest = torch.full((), NEVER_CHANGED, dtype=torch.int64, device=device)
+        self.rest = torch.full((width,), NEVER_CHANGED, dtype=torch.int64, device=device)
+        self._parts: list[NeuronStatistics] = []
+
+    def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
+        """The statistics of neighbouring groups of neurons, as views: what changes in one changes in both."""
+        self._parts = [NeuronStatistics(width, "meta") for width in widths]
+        self._share()
+        return self._parts
+
+    def _share(self) -> None:
+        widths = [part.weight.numel() for part in self._parts]
+        for name in ("moments", *STATE_NAMES):
+            for part, view in zip(self._parts, getattr(self, name).split(widths, dim=-1), strict=True):
+                setattr(part, name, view)
 
     def to(self, device: torch.device) -> None:
-        """Moves every tensor to `device`, where the model has gone."""
+        """Moves every tensor to `device`, where the model has gone; parts remain views."""
         if self.moments.device != device:
             for name in ("moments", *STATE_NAMES):
                 setattr(self, name, getattr(self, name).to(device))
+            self._share()
 
     def _average(self, row: int) -> Tensor:
         return self.averages[row] / self.weight.clamp_min(torch.finfo(torch.float32).tiny)
@@ -77,8 +91,8 @@ class NeuronStatistics:
     def update(self, decay: float, gradient_scale: Tensor | float = 1.0, steps: int = 1) -> None:
         """Ends a step: averages the moments, ages the neurons, clears the moments.
 
-        A site that saw no token (skipped by LayerDrop, say) is left as it was, and so is one whose moments are not finite,
-        as after an overflow.
+        Neurons that saw no token (their layer was skipped by LayerDrop, say) are left as they were, and so are those whose
+        moments are not finite, as after an overflow.
 
         Args:
             decay: of the moving averages.
@@ -86,13 +100,12 @@ class NeuronStatistics:
             steps: optimizer steps that this observation stands for, by which the neurons age.
         """
         tokens = self.moments[TOKENS]
-        observed = (tokens > 0) & torch.isfinite(self.moments).all()
+        observed = (tokens > 0) & torch.isfinite(self.moments).all(0)
         mean = self.moments[:TOKENS] / tokens.clamp_min(1.0)
-        mean[ABS_OUTPUT_GRADIENT] /= gradient_scale
-        mean[ABS_PRODUCT] /= gradient_scale
+        mean[ABS_OUTPUT_GRADIENT : ABS_PRODUCT + 1] /= gradient_scale
         # decay * x + (1 - decay) * mean rather than lerp: with decay 0 the last step's mean must come out exactly.
-        self.averages = torch.where(observed, decay * self.averages + (1.0 - decay) * mean, self.averages)
-        self.weight = torch.where(observed, decay * self.weight + (1.0 - decay), self.weight)
+        self.averages.copy_(torch.where(observed, decay * self.averages + (1.0 - decay) * mean, self.averages))
+        self.weight.copy_(torch.where(observed, decay * self.weight + (1.0 - decay), self.weight))
         self.age += observed * steps
         self.rest += steps
         self.moments.zero_()
@@ -102,12 +115,12 @@ class NeuronStatistics:
         self.moments.zero_()
 
     def forget(self, mask: Tensor) -> None:
-        """The masked neurons are new: their averages, age and scaling factor start again. mask: [N] bool."""
+        """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""
         self.averages.masked_fill_(mask, 0.0)
         self.weight.masked_fill_(mask, 0.0)
         self.age.masked_fill_(mask, 0)
         self.scale.masked_fill_(mask, 1.0)
-        self.rest = torch.where(mask.any(), 0, self.rest)
+        self.rest.masked_fill_(mask.any(), 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs. The moments are those of an unfinished step and are not part of it."""
@@ -129,21 +142,15 @@ class NeuronStatistics:
                     f"got {new.dtype} of shape {tuple(new.shape)}"
                 )
         for name in STATE_NAMES:
-            setattr(self, name, state[name].to(self.moments.device, copy=True))
+            getattr(self, name).copy_(state[name])
 
 
-def reduce_moments(statistics: Sequence[NeuronStatistics]) -> None:
-    """Sums the moments over all ranks, with one all-reduce, so that every rank goes on with the same numbers.
+def reduce_moments(moments: Tensor) -> None:
+    """Sums moments [ROWS, N] over all ranks in place, so that every rank goes on with the same numbers.
 
     Data-parallel training averages the ranks' losses, so a gradient belongs to the loss divided by the number of ranks.
     Without a process group of several ranks this does nothing.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1) or not statistics:
-        return
-    flat = torch.cat([site.moments for site in statistics], dim=1)
-    flat[ABS_OUTPUT_GRADIENT] /= dist.get_world_size()
-    flat[ABS_PRODUCT] /= dist.get_world_size()
-    dist.all_reduce(flat)
-    widths = [site.moments.shape[1] for site in statistics]
-    for site, part in zip(statistics, flat.split(widths, dim=1), strict=True):
-        site.moments.copy_(part)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        moments[ABS_OUTPUT_GRADIENT : ABS_PRODUCT + 1] /= dist.get_world_size()
+        dist.all_reduce(moments)
