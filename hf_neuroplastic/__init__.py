@@ -5,6 +5,7 @@ from .checkpoint import SideFileError, load_side_files, save_side_files
 from .config import DropInConfig
 from .dropin import DropIn
 from .optimizer import NeuroPlastic
+from .saved_keys import accept_saved_keys
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DropInConfig",
     "NeuroPlastic",
     "SideFileError",
+    "accept_saved_keys",
     "load_side_files",
     "save_side_files",
 ]

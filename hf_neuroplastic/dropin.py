@@ -14,6 +14,7 @@ from .criteria import score
 from .decisions import Action, Decision, decide_replacement, is_due
 from .observation import Observer, observe
 from .optimizer_state import unwrap_optimizer
+from .saved_keys import accept_saved_keys
 from .sites import Site, select_sites
 from .statistics import NeuronStatistics, reduce_moments
 from .surgery import apply_decisions
@@ -63,6 +64,7 @@ class DropIn:
         self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
         self.observers: list[Observer]
         self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
+        self._handles.append(accept_saved_keys(model))
 
     @property
     def patched(self) -> bool:

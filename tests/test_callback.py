@@ -72,10 +72,16 @@ def _final(trainer, callback):
     return tensors
 
 
-def test_resuming_continues_bit_for_bit(tmp_path):
-    whole, whole_callback = _trainer(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", [NeuroPlastic, torch.optim.AdamW])
+@pytest.mark.parametrize("family", ["wav2vec2", "ast"])
+def test_resuming_continues_bit_for_bit(tmp_path, family, optimizer):
+    whole, whole_callback = _trainer(tmp_path / "whole", family, optimizer=optimizer)
     whole.train()
-    resumed, callback = _trainer(tmp_path / "whole", model=tiny_model("wav2vec2"))
+    other = tiny_model(family)
+    with torch.no_grad():
+        for parameter in other.parameters():  # nothing of the new model may survive
+            parameter.add_(1.0)
+    resumed, callback = _trainer(tmp_path / "whole", family, model=other, optimizer=optimizer)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     expected, found = _final(whole, whole_callback), _final(resumed, callback)
     assert found.keys() == expected.keys()

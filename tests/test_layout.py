@@ -11,7 +11,7 @@ PACKAGE = ROOT / "hf_neuroplastic"
 KERNELS = ROOT / "kernels" / "torch-ext" / "neuroplastic_kernels"
 
 LEVELS = {
-    "config": 0, "data": 0, "metrics": 0,
+    "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
     "sites": 1,
     "statistics": 2,
     "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3,
