@@ -1,7 +1,7 @@
 """Plasticity for fine-tuning Hugging Face models: the NeuroPlastic optimizer and DropIn neuron replacement."""
 
 from .callback import DropInCallback
-from .checkpoint import SideFileError, load_side_files, save_side_files
+from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, save_side_files
 from .config import DropInConfig
 from .dropin import DropIn
 from .optimizer import NeuroPlastic
@@ -15,6 +15,7 @@ __all__ = [
     "NeuroPlastic",
     "SideFileError",
     "accept_saved_keys",
+    "last_whole_checkpoint",
     "load_side_files",
     "save_side_files",
 ]

@@ -56,6 +56,40 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
         SideFileError: a file is missing, truncated or altered, or its sites are not those of `dropin`.
     """
     folder = Path(folder)
+    index, data = _read_pair(folder)
+    sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
+    for key, tensor in load(data).items():
+        site, name = key.rsplit("/", 1)
+        sites.setdefault(site, {})[name] = tensor
+    try:
+        dropin.load_state_dict({"step_count": index["step_count"], "sites": sites})
+    except ValueError as error:
+        raise SideFileError(
+            f"{folder} holds the neuron statistics of another model or selection of layers: {error}"
+        ) from None
+
+
+def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The latest checkpoint in a Trainer's output folder that was saved to its end, or None.
+
+    The side files are written last, so a checkpoint whose side files are whole is whole itself. Trainer's own search takes
+    the highest number, which after a killed run may be a checkpoint that was being written.
+    """
+    numbered = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit():
+            numbered[int(number)] = path
+    for number in sorted(numbered, reverse=True):
+        try:
+            _read_pair(numbered[number])
+        except SideFileError:
+            continue
+        return numbered[number]
+    return None
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
     index = _read_index(folder / INDEX_FILE)
     try:
         data = (folder / TENSOR_FILE).read_bytes()
@@ -67,18 +101,9 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     if digest != index["sha256"]:
         raise SideFileError(
             f"{folder / TENSOR_FILE} is damaged or of another save: its SHA-256 is {digest[:12]}..., {INDEX_FILE} says "
-            f"{str(index['sha256'])[:12]}...; resume from an earlier checkpoint"
+            f"{index['sha256'][:12]}...; resume from an earlier checkpoint"
         )
-    sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
-    for key, tensor in load(data).items():
-        site, name = key.rsplit("/", 1)
-        sites.setdefault(site, {})[name] = tensor
-    try:
-        dropin.load_state_dict({"step_count": index["step_count"], "sites": sites})
-    except ValueError as error:
-        raise SideFileError(
-            f"{folder} holds the neuron statistics of another model or selection of layers: {error}"
-        ) from None
+    return index, data
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -74,10 +74,14 @@ def train(
     ],
     freeze_feature_encoder: Annotated[bool, typer.Option(help="Keep the convolutional front end as it is.")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint in the output.")
+    ] = False,
 ) -> None:
     """Fine-tune MODEL on your own data (splits train and eval) and report the equal error rate."""
     with _one_line_errors(), _bars() as report:
-        check_output(output)
+        if not resume:
+            check_output(output)
         settings = Settings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_seconds=max_seconds, seed=seed,
             dropin=DropInConfig(interval=max(1, min(100, steps // 20)), maturity=max(1, min(100, steps // 20))),
@@ -88,7 +92,7 @@ def train(
         network, extractor = _load_model(model, freeze_feature_encoder)
         run = fine_tune(
             network, extractor, train_data, evaluation, method.value, settings,
-            output=output, progress=lambda done, total: report(method.value, done, total),
+            output=output, resume=resume, progress=lambda done, total: report(method.value, done, total),
         )  # fmt: skip
         network.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")

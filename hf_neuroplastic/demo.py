@@ -146,7 +146,10 @@ def check_output(output: Path) -> None:
     if not output.exists():
         return
     if not output.is_dir() or (any(output.iterdir()) and not (output / RESULTS).is_file()):
-        raise FileExistsError(f"{output} exists and is no earlier result; choose another --output or remove it")
+        raise FileExistsError(
+            f"{output} exists and is no earlier result; choose another --output, remove it, "
+            f"or continue an interrupted training with --resume"
+        )
 
 
 def write_results(path: Path, runs: Sequence[Run], config: dict[str, Any]) -> None:

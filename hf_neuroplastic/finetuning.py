@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from .callback import DropInCallback
+from .checkpoint import last_whole_checkpoint
 from .config import DropInConfig
 from .data import AudioCollator
 from .dropin import DropIn
@@ -88,6 +89,7 @@ def fine_tune(
     settings: Settings,
     *,
     output: Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Trains `model` in place by `method` through transformers.Trainer and evaluates it.
@@ -96,14 +98,18 @@ def fine_tune(
 
     Args:
         train, evaluation: rows with `audio` and `label` (see hf_neuroplastic.data).
-        output: folder for Trainer's checkpoints, one at the end of training; None keeps none.
+        output: folder for Trainer's checkpoints, five in a run, of which the last two are kept; None keeps none.
+        resume: go on from the last whole checkpoint in `output`.
         progress: called as progress(step, steps).
 
     Raises:
-        ValueError: an unknown method, or no layer that DropIn knows.
+        ValueError: an unknown method, or no layer that DropIn knows. FileNotFoundError: nothing to resume from.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    checkpoint = last_whole_checkpoint(output) if resume and output else None
+    if resume and checkpoint is None:
+        raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
     optimizer_name, _, dropin_name = method.partition("+")
     set_seed(settings.seed)
     dropin = DropIn(model, settings.dropin if dropin_name else WATCH_ONLY)
@@ -117,7 +123,7 @@ def fine_tune(
         trainer = Trainer(
             model,
             _training_arguments(settings, output or Path(scratch), save=output is not None),
-            data_collator=AudioCollator(feature_extractor, settings.max_seconds, random_crop=True, seed=settings.seed),
+            data_collator=AudioCollator(feature_extractor, settings.max_seconds, random_crop=True),
             train_dataset=train,
             optimizers=(optimizer, None),
             callbacks=[callback, *([_ReportProgress(progress)] if progress else [])],
@@ -125,7 +131,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         callback.attach(trainer)
         start = time.perf_counter()
-        loss = trainer.train().training_loss
+        loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
         seconds = time.perf_counter() - start
         trainer.data_collator = AudioCollator(feature_extractor, settings.max_seconds)
         prediction = trainer.predict(evaluation)  # type: ignore[arg-type]
@@ -151,7 +157,8 @@ def _training_arguments(settings: Settings, folder: Path, *, save: bool) -> Trai
         warmup_steps=round(settings.warmup_share * settings.steps),
         logging_steps=max(1, settings.steps // 20),
         save_strategy="steps" if save else "no",
-        save_steps=settings.steps,
+        save_steps=-(-settings.steps // 5),
+        save_total_limit=2,
         seed=settings.seed,
         remove_unused_columns=False,  # the collator reads the column `audio`
         dataloader_pin_memory=torch.cuda.is_available(),

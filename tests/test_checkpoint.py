@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_mlp, tiny_model
 
-from hf_neuroplastic import DropIn, DropInConfig, SideFileError, load_side_files, save_side_files
+from hf_neuroplastic import DropIn, DropInConfig, SideFileError, last_whole_checkpoint, load_side_files, save_side_files
 from hf_neuroplastic.checkpoint import INDEX_FILE, TENSOR_FILE
 
 FILES = (TENSOR_FILE, INDEX_FILE)
@@ -108,3 +108,15 @@ def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_side_files(_watched(3), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_last_whole_checkpoint_is_found(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "nowhere") is None
+    for step in (9, 20, 100):
+        save_side_files(_watched(1), tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-300").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    (tmp_path / "checkpoint-100" / INDEX_FILE).unlink()
+    (tmp_path / "checkpoint-20" / TENSOR_FILE).write_bytes(b"")
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-9"

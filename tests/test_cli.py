@@ -89,6 +89,28 @@ def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
     assert result.exit_code == 0, result.output
 
 
+def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch):
+    common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus)  # no cropping
+    assert _run(*common, "--output", tmp_path / "whole").exit_code == 0
+
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr("hf_neuroplastic.finetuning._ReportProgress.on_step_end", interrupt)
+        assert _run(*common, "--output", tmp_path / "cut").exit_code != 0
+    assert not (tmp_path / "cut" / "results.json").exists()
+    assert "--resume" in _run(*common, "--output", tmp_path / "cut").output
+    result = _run(*common, "--output", tmp_path / "cut", "--resume")
+    assert result.exit_code == 0, result.output
+    whole, resumed = (
+        AutoModelForAudioClassification.from_pretrained(tmp_path / name / "model") for name in ("whole", "cut")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_inspect_lists_sites(model):
     result = _run("inspect", model)
     assert result.exit_code == 0, result.output
@@ -117,6 +139,8 @@ ERRORS = [
     ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
      ["neuroplastic+dropin"]),
     ("unknown demo model", ["demo", "--model", "whisper", "--output", "{tmp}/o"], ["wav2vec2", "ast"]),
+    ("nothing to resume", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
+     ["no whole checkpoint"]),
     ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
     ("inspect nothing", ["inspect", "{tmp}/nothing"], ["nothing"]),
 ]  # fmt: skip

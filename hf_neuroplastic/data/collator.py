@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from .audio import Waveform, resample
@@ -27,9 +26,9 @@ class AudioCollator:
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
-        random_crop: crop at a random place (training) instead of the centre (evaluation).
-        seed: of the random crops. With workers, each draws from its own stream, keyed on the seed and the worker's
-            seed.
+        random_crop: crop at a random place (training) instead of the centre (evaluation). The places come from torch's
+            global generator. A resumed run crops elsewhere than it would have: Trainer prefetches a batch, and with it
+            its crops, before it saves the generator.
         padding: handed to the extractor: True pads to the longest of the batch, "max_length" to the extractor's own
             length.
 
@@ -39,9 +38,7 @@ class AudioCollator:
     feature_extractor: Any
     max_seconds: float | None = None
     random_crop: bool = False
-    seed: int = 0
     padding: bool | str = True
-    _generator: np.random.Generator | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and self.max_seconds <= 0:
@@ -71,11 +68,5 @@ class AudioCollator:
         spare = samples.shape[0] - length
         if spare <= 0:
             return samples
-        start = int(self._random().integers(spare + 1)) if self.random_crop else spare // 2
+        start = int(torch.randint(spare + 1, ())) if self.random_crop else spare // 2
         return samples[start : start + length]
-
-    def _random(self) -> np.random.Generator:
-        if self._generator is None:
-            worker = torch.utils.data.get_worker_info()
-            self._generator = np.random.default_rng((self.seed,) if worker is None else (self.seed, worker.seed))
-        return self._generator
