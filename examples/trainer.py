@@ -11,6 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
 from hf_neuroplastic.data import LABELS, AudioCollator, load_asvspoof2019
+from hf_neuroplastic.finetuning import bona_fide_scores
 from hf_neuroplastic.metrics import equal_error_rate
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     trainer.train()
 
     prediction = trainer.predict(evaluation)
-    eer, _ = equal_error_rate(prediction.predictions[:, 0] - prediction.predictions[:, 1], prediction.label_ids)
+    eer, _ = equal_error_rate(bona_fide_scores(prediction.predictions), prediction.label_ids)
     print(f"EER {100 * eer:.2f} %")
 
 

@@ -3,7 +3,7 @@
 from .callback import DropInCallback
 from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, save_side_files
 from .config import DropInConfig
-from .dropin import DropIn
+from .dropin import DropIn, unpatch
 from .optimizer import NeuroPlastic
 from .saved_keys import accept_saved_keys
 
@@ -18,4 +18,5 @@ __all__ = [
     "last_whole_checkpoint",
     "load_side_files",
     "save_side_files",
+    "unpatch",
 ]

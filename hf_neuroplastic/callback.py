@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoint import INDEX_FILE, SideFileError, load_side_files, save_side_files
 from .config import DropInConfig
+from .decisions import is_due
 from .dropin import DropIn
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,15 @@ class DropInCallback(TrainerCallback):
             With `Trainer(model_init=...)`, which makes its model later, only the second way works, and so it does for
             `trainer.add_callback`.
         resume_from: the checkpoint folder whose neuron statistics a resumed run starts with. By default the folder that
-            TrainingArguments.resume_from_checkpoint names, else the checkpoint of the resumed step in output_dir.
+            TrainingArguments.resume_from_checkpoint names, else the checkpoint of the resumed step in output_dir. False
+            starts with new statistics, as for a checkpoint that was saved without DropIn.
 
     Attributes:
         dropin: the DropIn, None until the model is known.
     """
 
     def __init__(
-        self, dropin: DropInConfig | DropIn | None = None, *, resume_from: str | os.PathLike[str] | None = None
+        self, dropin: DropInConfig | DropIn | None = None, *, resume_from: str | os.PathLike[str] | bool | None = None
     ) -> None:
         if dropin is not None and not isinstance(dropin, (DropInConfig, DropIn)):
             raise TypeError(f"dropin must be a DropInConfig or a DropIn, got {type(dropin).__name__}")
@@ -56,24 +58,32 @@ class DropInCallback(TrainerCallback):
         if self.dropin is None and model is not None:
             self.dropin = DropIn(model, self.config)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.dropin is None or not self.dropin.patched:
+    def on_train_begin(self, args, state, control, model: nn.Module | None = None, **kwargs):
+        if self.dropin is None or not self.dropin.watches(model):
             raise RuntimeError(
-                "DropInCallback has no patched model: it was added after Trainer was made, or Trainer makes its model itself "
-                "(model_init). Write dropin = DropIn(model, config) and pass DropInCallback(dropin), or give the callback in "
-                "Trainer(callbacks=[...])"
+                "DropInCallback watches no layer of the model that is trained: it was added after Trainer was made, belongs to "
+                "another Trainer, or Trainer makes its model itself (model_init). Write dropin = DropIn(model, config) and "
+                "pass DropInCallback(dropin), or give a new callback in Trainer(callbacks=[...])"
             )
         self.dropin.total_steps = state.max_steps
-        if state.global_step > 0:
+        if state.global_step > 0 and self.resume_from is not False:
             load_side_files(self.dropin, self._resume_folder(args, state))
-        elif self.dropin.step_count > 0:
-            logger.info("training starts again: neuron statistics are kept, the schedule begins anew")
-            self.dropin.step_count = 0
+        else:
+            self.dropin.restart(state.global_step)
+        if not any(is_due(step, self.config, state.max_steps) for step in range(1, state.max_steps + 1)):
+            logger.warning("no neuron will be replaced: %d steps leave no event to %s", state.max_steps, self.config)
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         assert self.dropin is not None  # on_train_begin saw to it
         self.dropin.step(optimizer)
-        if self._trainer is not None and state.logging_steps and state.global_step % state.logging_steps == 0:
+        self._log(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._log(control)
+
+    def _log(self, control) -> None:
+        """When Trainer is about to log, which its flow control decided before this callback was asked."""
+        if self._trainer is not None and self.dropin is not None and control.should_log:
             self._trainer.log(self.dropin.report())
 
     def on_save(self, args, state, control, **kwargs):
@@ -88,7 +98,7 @@ class DropInCallback(TrainerCallback):
             )
 
     def _resume_folder(self, args, state) -> Path:
-        if self.resume_from is not None:
+        if isinstance(self.resume_from, (str, os.PathLike)):
             return Path(self.resume_from)
         named = args.resume_from_checkpoint  # a path, or "True" from a command line
         candidates = [Path(named)] if isinstance(named, str) and Path(named).is_dir() else []
@@ -98,8 +108,8 @@ class DropInCallback(TrainerCallback):
                 return folder
         raise SideFileError(
             f"training resumes at step {state.global_step}, but none of {[str(c) for c in candidates]} holds {INDEX_FILE}. "
-            f"If the checkpoint lies elsewhere, pass DropInCallback(..., resume_from=folder); a checkpoint saved without "
-            f"DropIn has no neuron statistics to resume"
+            f"If the checkpoint lies elsewhere, pass DropInCallback(..., resume_from=folder); if it was saved without "
+            f"DropIn, resume_from=False starts with new neuron statistics"
         )
 
 

@@ -41,6 +41,7 @@ def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     index = {
         "format": FORMAT,
         "step_count": state["step_count"],
+        "events": state["events"],
         "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
         "config": state["config"],
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -62,7 +63,7 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
         site, name = key.rsplit("/", 1)
         sites.setdefault(site, {})[name] = tensor
     try:
-        dropin.load_state_dict({"step_count": index["step_count"], "sites": sites})
+        dropin.load_state_dict({"step_count": index["step_count"], "events": index["events"], "sites": sites})
     except ValueError as error:
         raise SideFileError(
             f"{folder} holds the neuron statistics of another model or selection of layers: {error}"
@@ -80,12 +81,12 @@ def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         number = path.name.removeprefix("checkpoint-")
         if number.isdigit():
             numbered[int(number)] = path
-    for number in sorted(numbered, reverse=True):
+    for step in sorted(numbered, reverse=True):
         try:
-            _read_pair(numbered[number])
+            _read_pair(numbered[step])
         except SideFileError:
             continue
-        return numbered[number]
+        return numbered[step]
     return None
 
 
@@ -115,7 +116,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
-    for name, kind in {"format": int, "step_count": int, "sites": dict, "sha256": str}.items():
+    for name, kind in {"format": int, "step_count": int, "events": int, "sites": dict, "sha256": str}.items():
         if not isinstance(index, dict) or not isinstance(index.get(name), kind):
             raise SideFileError(
                 f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"

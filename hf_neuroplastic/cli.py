@@ -13,13 +13,15 @@ import torch
 import transformers
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
 from .config import DropInConfig
-from .data import load_asvspoof2019, load_folder
-from .demo import MODELS, PICTURE, RESULTS, check_output, label_settings, run_demo, write_results
+from .data import keep_readable, load_asvspoof2019, load_folder
+from .demo import MODELS, PICTURE, RESULTS, label_settings, run_demo, write_results
 from .figures import draw_runs
 from .finetuning import METHODS, Run, Settings, fine_tune
 from .sites import find_sites
@@ -28,6 +30,7 @@ app = typer.Typer(
     help="Plasticity for fine-tuning Hugging Face audio models.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 console = Console()
+CURVES = "results.png"
 
 Format = enum.Enum("Format", {"asvspoof2019": "asvspoof2019", "folder": "folder"})  # type: ignore[misc]
 Access = enum.Enum("Access", {"LA": "LA", "PA": "PA"})  # type: ignore[misc]
@@ -54,7 +57,7 @@ def demo(
     with _one_line_errors(), _bars() as report:
         runs = run_demo(output, model=model.value, quick=quick, seed=seed, report=report)
     _print_runs(runs)
-    console.print(f"[dim]{RESULTS}, {PICTURE} and the fine-tuned model are in[/] {output}")
+    console.print(f"[dim]{RESULTS}, {PICTURE} and the fine-tuned model are in[/] {escape(str(output))}")
 
 
 @app.command()
@@ -74,20 +77,27 @@ def train(
     ],
     freeze_feature_encoder: Annotated[bool, typer.Option(help="Keep the convolutional front end as it is.")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that check and load audio; 0 for this one.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint in the output.")
     ] = False,
 ) -> None:
     """Fine-tune MODEL on your own data (splits train and eval) and report the equal error rate."""
     with _one_line_errors(), _bars() as report:
-        if not resume:
-            check_output(output)
+        if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(
+                f"{output} is not empty; choose another --output, or --resume an interrupted training"
+            )
+        event_interval = max(1, min(100, steps // 20))
         settings = Settings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, max_seconds=max_seconds, seed=seed,
-            dropin=DropInConfig(interval=max(1, min(100, steps // 20)), maturity=max(1, min(100, steps // 20))),
+            workers=workers, dropin=DropInConfig(interval=event_interval, maturity=event_interval),
         )  # fmt: skip
         train_data, evaluation = (
-            _load_data(data, format.value, access.value, split, on_error.value) for split in ("train", "eval")
+            keep_readable(
+                _load_data(data, format.value, access.value, split), on_error=on_error.value, num_proc=workers or None
+            )
+            for split in ("train", "eval")
         )
         network, extractor = _load_model(model, freeze_feature_encoder)
         run = fine_tune(
@@ -96,13 +106,13 @@ def train(
         )  # fmt: skip
         network.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
-        draw_runs([run], output / PICTURE)
+        draw_runs([run], output / CURVES)
         config = {"model": model, "data": str(data), "format": format.value, "steps": steps, "batch_size": batch_size,
                   "learning_rate": learning_rate, "max_seconds": max_seconds, "seed": seed,
                   "dropin": settings.dropin.to_dict()}  # fmt: skip
         write_results(output / RESULTS, [run], config)
     _print_runs([run])
-    console.print(f"[dim]{RESULTS}, {PICTURE} and the fine-tuned model are in[/] {output}")
+    console.print(f"[dim]{RESULTS}, {CURVES} and the fine-tuned model are in[/] {escape(str(output))}")
 
 
 @app.command()
@@ -124,10 +134,8 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id or folder of a mod
     console.print(table)
 
 
-def _load_data(folder: Path, layout: str, access: str, split: Any, on_error: Any):
-    if layout == "folder":
-        return load_folder(folder, split, on_error=on_error)
-    return load_asvspoof2019(folder, access, split, on_error=on_error)  # type: ignore[arg-type]
+def _load_data(folder: Path, layout: str, access: Any, split: Any):
+    return load_folder(folder, split) if layout == "folder" else load_asvspoof2019(folder, access, split)
 
 
 def _load_model(name: str, freeze_feature_encoder: bool) -> tuple[Any, Any]:
@@ -167,11 +175,11 @@ def _one_line_errors() -> Iterator[None]:
     """What the user can put right is said in one line, with exit code 2; anything else is a bug and shows its traceback."""
     try:
         yield
-    except (ValueError, OSError, ImportError, TypeError) as error:
+    except (ValueError, OSError, ImportError, TypeError, SafetensorError) as error:
         if os.environ.get("HF_NEUROPLASTIC_DEBUG"):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         Console(stderr=True).print(
-            f"[red]error:[/] {' '.join(lines) or type(error).__name__}", soft_wrap=True, markup=True
+            f"[red]error:[/] {escape(' '.join(lines)) or type(error).__name__}", soft_wrap=True, markup=True
         )
         raise typer.Exit(2) from None

@@ -31,7 +31,7 @@ class DropInConfig:
             is a share of the whole training; `stop=None` never stops. Late replacements have no time left to learn.
         maturity: neurons younger than this many steps are left alone.
         max_fraction: at most this share of a layer's active neurons is replaced per event, rounded up to a whole neuron.
-        max_neuron_age: neurons older than this are replaced whatever their score; None for never.
+        max_neuron_age: neurons older than this, and at least `maturity`, are replaced whatever their score; None for never.
         cooldown: steps for which a layer is left alone after neurons were replaced in it.
         init: incoming weights of a new neuron: "normal" N(0, init_std), bias 0; "fan_in" the variance of torch.nn.Linear's
             default, bias 0; "layer" the mean and deviation of the layer's own useful rows; "split" a copy of the strongest
@@ -86,7 +86,7 @@ class DropInConfig:
             _check_int(name, getattr(self, name), low)
         _check_int("random_seed", self.random_seed, 0, 2**63 - 1)
         if self.max_neuron_age is not None:
-            _check_int("max_neuron_age", self.max_neuron_age, 1)
+            _check_int("max_neuron_age", self.max_neuron_age, max(1, self.maturity))
         _check_point("start", self.start)
         if self.stop is not None:
             _check_point("stop", self.stop)

@@ -62,9 +62,9 @@ def _in_steps(name: str, point: int | float, total_steps: int | None) -> float:
 def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: DropInConfig) -> Decision:
     """The neurons to replace: useless ones, and over-aged ones, lowest score first, within the budget.
 
-    A neuron is a candidate if it is active, observed, at least `maturity` old, and either scores at most `threshold` or is
-    older than `max_neuron_age`. The budget is `max_fraction` of the active neurons, rounded up (split needs a distinct donor
-    for each, so there it is at most half of them). A site that is cooling down replaces none.
+    A neuron is a candidate if it is active, was observed since the last event, is at least `maturity` old, and either scores
+    at most `threshold` or is older than `max_neuron_age`. The budget is `max_fraction` of the active neurons, rounded up
+    (split needs a distinct donor for each, so there it is at most half of them). A site that is cooling down replaces none.
 
     Args:
         scores: [N] float32.
@@ -74,13 +74,18 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
     useless = scores <= config.threshold
     if config.max_neuron_age is not None:
         useless |= statistics.age > config.max_neuron_age
-    candidates = useless & statistics.active & (statistics.weight > 0) & (statistics.age >= config.maturity)
+    candidates = useless & statistics.active & statistics.seen & (statistics.age >= config.maturity)
     candidates &= statistics.rest >= config.cooldown
     active = statistics.active.sum()
     budget = torch.ceil(active * config.max_fraction - 1e-6)  # 1e-6: 0.07 * 100 is 7, not 7.000000000000001
     if config.init == "split":
         budget = torch.minimum(budget, active // 2)
     return Decision(Action.REPLACE, lowest(scores, candidates, budget))
+
+
+def nobody(action: Action, scores: Tensor) -> Decision:
+    """The decision to leave every neuron as it is; scores: [N]."""
+    return Decision(action, torch.zeros_like(scores, dtype=torch.bool))
 
 
 def lowest(scores: Tensor, candidates: Tensor, count: Tensor | int) -> Tensor:

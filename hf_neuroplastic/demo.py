@@ -38,6 +38,7 @@ from .finetuning import Run, Settings, fine_tune
 METHODS = ("adamw", "neuroplastic", "neuroplastic+dropin")
 MODELS = ("wav2vec2", "ast")
 RESULTS, PICTURE, MODEL, CORPUS = "results.json", "demo.png", "model", "corpus"
+OWN_FILES = {RESULTS, PICTURE, MODEL, CORPUS}
 Report = Callable[[str, int, int], object]
 
 
@@ -142,14 +143,12 @@ def run_demo(
 
 
 def check_output(output: Path) -> None:
-    """Raises FileExistsError unless `output` may be (re)placed by a demonstration."""
+    """Raises FileExistsError unless `output` may be made or replaced: absent, empty, or an earlier demonstration only."""
     if not output.exists():
         return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / RESULTS).is_file()):
-        raise FileExistsError(
-            f"{output} exists and is no earlier result; choose another --output, remove it, "
-            f"or continue an interrupted training with --resume"
-        )
+    held = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+    if held and not (RESULTS in held and held <= OWN_FILES):
+        raise FileExistsError(f"{output} holds other files, such as {sorted(held)[0]}; choose another --output")
 
 
 def write_results(path: Path, runs: Sequence[Run], config: dict[str, Any]) -> None:

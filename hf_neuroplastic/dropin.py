@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from neuroplastic_kernels import synaptic_scale
 
 from .config import DropInConfig
 from .criteria import score
-from .decisions import Action, Decision, decide_replacement, is_due
-from .observation import Observer, observe
+from .decisions import Action, Decision, decide_replacement, is_due, nobody
+from .observation import FrameMask, Observer, observe
 from .optimizer_state import unwrap_optimizer
+from .report import neuron_health
 from .saved_keys import accept_saved_keys
-from .sites import Site, select_sites
+from .sites import Site, require_whole, select_sites
 from .statistics import NeuronStatistics, reduce_moments
 from .surgery import apply_decisions
 
@@ -42,6 +44,7 @@ class DropIn:
     Attributes:
         sites, statistics: the watched layers and what is known of their neurons, in model order.
         step_count: optimizer steps taken so far.
+        events: how often decisions were carried out; every event draws other random numbers.
         replaced: per site, how many neurons have been replaced: 0-dim tensors on the device.
 
     Raises:
@@ -55,12 +58,12 @@ class DropIn:
         if config is not None and not isinstance(config, DropInConfig):
             raise TypeError(f"config must be a DropInConfig, got {type(config).__name__}; write DropInConfig(...)")
         self.config = config or DropInConfig()
-        self.total_steps = total_steps
+        self.total_steps = _checked_total_steps(total_steps)
         self.sites: list[Site] = select_sites(model, self.config.layers)
         widths = [site.width for site in self.sites]
         self._all = NeuronStatistics(sum(widths), self.sites[0].up.weight.device)
         self.statistics = self._all.split(widths)
-        self.step_count = 0
+        self.step_count, self.events = 0, 0
         self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
         self.observers: list[Observer]
         self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
@@ -71,14 +74,28 @@ class DropIn:
         """Whether the model is being watched."""
         return bool(self._handles)
 
+    def watches(self, model: nn.Module | None) -> bool:
+        """Whether this object is patched into `model`, with the parameters it has now."""
+        if not self.patched or model is None:
+            return False
+        held = {id(part) for part in (*model.modules(), *model.parameters())}
+        return all(
+            id(part) in held for site in self.sites for part in (site.activation, site.up.weight, site.down.weight)
+        )
+
     def unpatch(self) -> None:
         """Takes the hooks away; the model is then exactly the stock model, with the weights it has now. May be repeated."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
+    def restart(self, step_count: int = 0) -> None:
+        """Begins the schedule anew at `step_count`; what is known of the neurons stays."""
+        self.step_count = step_count
+        self._plan_observation()
+
     @torch.no_grad()
-    def step(self, optimizer: Any = None) -> None:
+    def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
         """Ends an optimizer step. Call it after `optimizer.step()`, on every rank.
 
         Updates the statistics, replaces neurons if an event is due, then scales synapses.
@@ -86,81 +103,72 @@ class DropIn:
         Args:
             optimizer: the optimizer (possibly wrapped by accelerate) whose state of reborn neurons is to be reset; None
                 leaves optimizer state alone. A step it reports as skipped (fp16 overflow) is forgotten.
+            gradient_scale: what the loss was multiplied by, as by torch.amp.GradScaler, whose `get_scale()` before its
+                `update()` belongs here. None takes it from accelerate's optimizer, or 1.
 
         Raises:
-            TypeError: no torch optimizer, or one whose state cannot be reset per neuron; the model is unchanged then.
-            ValueError: a share of training in the configuration, but no `total_steps`.
+            RuntimeError: the model is not patched any more.
+            TypeError: no torch optimizer, one whose state cannot be reset per neuron, or sharded weights; the model is
+                unchanged then.
+            ValueError: a share of training in the configuration, but no `total_steps`; or an optimizer of another model.
         """
+        if not self.patched:
+            raise RuntimeError("this DropIn was unpatched and sees no neurons; make a new DropIn(model)")
         if getattr(optimizer, "step_was_skipped", False):
             self._all.discard()
             return
-        inner = None if optimizer is None else unwrap_optimizer(optimizer)
+        inner = self._checked_optimizer(optimizer)
+        for site in self.sites:
+            require_whole(site.name, site.up)
+            require_whole(site.name, site.down)
+        if self.config.synaptic_lr > 0:
+            _refuse_half_precision(self.sites)
         due = is_due(self.step_count + 1, self.config, self.total_steps)
         self.step_count += 1
         if self.observers[0].enabled:
+            scale = _gradient_scale(optimizer) if gradient_scale is None else gradient_scale
             reduce_moments(self._all.moments)
-            self._all.update(self.config.statistics_decay, _gradient_scale(optimizer), self.config.observe_every)
+            self._all.update(self.config.statistics_decay, scale, self.config.observe_every)
         if due:
             self._replace(inner)
         if self.config.synaptic_lr > 0:
             self._scale_synapses()
-        watch_next = self.step_count % self.config.observe_every == 0
-        for observer in self.observers:
-            observer.enabled = watch_next
+        self._plan_observation()
 
     def scores(self) -> list[Tensor]:
         """Per site [N] float32: the usefulness of each neuron by the configured criterion, as decisions see it now."""
         return [
             score(
                 self.config.criterion, site, known, relative=self.config.relative,
-                seed=self.config.random_seed, event=self.step_count, site_index=index,
+                seed=self.config.random_seed, event=self.events, site_index=index,
             )
             for index, (site, known) in enumerate(zip(self.sites, self.statistics, strict=True))
         ]  # fmt: skip
 
-    def apply(self, decisions: list[Decision], optimizer: Any = None) -> None:
+    def apply(self, decisions: Sequence[Decision], optimizer: Any = None) -> None:
         """Carries out one decision per site, all of one action: the way to change neurons of one's own choosing.
 
         Raises:
-            ValueError, TypeError: see surgery.apply_decisions.
+            ValueError, TypeError: another number of decisions than of sites, or see surgery.apply_decisions.
         """
-        inner = None if optimizer is None else unwrap_optimizer(optimizer)
-        apply_decisions(
-            self.sites, self.statistics, decisions, self.scores(),
-            action=decisions[0].action, config=self.config, optimizer=inner, event=self.step_count,
-        )  # fmt: skip
+        decisions = list(decisions)
+        if len(decisions) != len(self.sites) or not all(isinstance(decision, Decision) for decision in decisions):
+            raise ValueError(
+                f"decisions must be {len(self.sites)} Decision objects, one per site in the order of `sites`, got "
+                f"{[type(decision).__name__ for decision in decisions]}"
+            )
+        self._carry_out(decisions, self.scores(), self._checked_optimizer(optimizer))
 
     def report(self) -> dict[str, float]:
-        """Plain numbers for a log, over all sites. Reads them back from the device: ask only when a log is due.
-
-        neuro/replaced_total: neurons replaced so far. neuro/dead_fraction: share of active, observed neurons whose activity
-        is at most 2.5 % of their site's mean (the tau = .025 of ReDo). neuro/weak_fraction: share whose contribution is at
-        most 10 % of their site's mean. neuro/mean_age: in steps. neuro/activity: mean |z|. neuro/scale_min, neuro/scale_max:
-        extremes of the synaptic scaling factors.
-        """
-        known = self.statistics
-        counted = [s.active & (s.weight > 0) for s in known]
-        total = max(int(sum(c.sum() for c in counted)), 1)
-
-        def share(values: list[Tensor], fraction: float) -> float:
-            low = [(v[c] <= fraction * v[c].mean()).sum() for v, c in zip(values, counted, strict=True)]
-            return float(sum(low)) / total
-
-        scale = torch.cat([s.scale[s.active] for s in known])
-        return {
-            "neuro/replaced_total": float(sum(int(count) for count in self.replaced)),
-            "neuro/dead_fraction": share([s.activity for s in known], 0.025),
-            "neuro/weak_fraction": share([s.contribution for s in known], 0.1),
-            "neuro/mean_age": float(torch.cat([s.age[s.active] for s in known]).double().mean()),
-            "neuro/activity": float(sum(s.activity[c].sum() for s, c in zip(known, counted, strict=True))) / total,
-            "neuro/scale_min": float(scale.min()),
-            "neuro/scale_max": float(scale.max()),
-        }
+        """Plain numbers for a log, over all sites (keys: report.neuron_health). Reads them back from the device."""
+        replaced = sum(int(count) for count in self.replaced)
+        return {"neuro/replaced_total": float(replaced), **neuron_health(self._all, self.statistics)}
 
     def state_dict(self) -> dict[str, Any]:
         """All that future decisions depend on: step count, and per site name its statistics and number of replacements."""
         return {
             "step_count": self.step_count,
+            "events": self.events,
             "config": self.config.to_dict(),
             "sites": {
                 site.name: {**known.state_dict(), "replaced": replaced.clone()}
@@ -174,10 +182,14 @@ class DropIn:
         Raises:
             ValueError: other sites, or statistics that do not fit theirs.
         """
-        own, given = [site.name for site in self.sites], list(state["sites"])
+        counts: dict[str, Any] = {name: state.get(name) for name in ("step_count", "events")}
+        for name, count in counts.items():
+            if type(count) is not int or count < 0:
+                raise ValueError(f"state[{name!r}] must be an int of at least 0, got {count!r}")
+        own, given = [site.name for site in self.sites], list(state.get("sites", ()))
         if own != given:
             raise ValueError(f"the state is of the sites {given}, but this DropIn watches {own}; use the same layers")
-        step_count, replaced = int(state["step_count"]), []
+        replaced = []
         loaded = NeuronStatistics(sum(site.width for site in self.sites))
         for site, known in zip(self.sites, loaded.split([site.width for site in self.sites]), strict=True):
             tensors = dict(state["sites"][site.name])
@@ -188,34 +200,57 @@ class DropIn:
                 raise ValueError(f"site {site.name!r}: {error}") from None
         self._all.load_state_dict(loaded.state_dict())
         self._all.discard()
-        self.replaced, self.step_count = replaced, step_count
+        self.replaced, self.events = replaced, counts["events"]
+        self.restart(counts["step_count"])
+
+    def _plan_observation(self) -> None:
+        """Watches the next step, or does not, by `observe_every`."""
+        for observer in self.observers:
+            observer.enabled = self.step_count % self.config.observe_every == 0
+
+    def _checked_optimizer(self, optimizer: Any) -> torch.optim.Optimizer | None:
+        if optimizer is None:
+            return None
+        inner = unwrap_optimizer(optimizer)
+        held = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+        if not any(id(weight) in held for site in self.sites for weight in (site.up.weight, site.down.weight)):
+            raise ValueError("optimizer holds no parameter of the watched layers; pass the one that trains this model")
+        return inner
 
     def _replace(self, optimizer: torch.optim.Optimizer | None) -> None:
         scores = self.scores()
         decisions = [
-            decide_replacement(s, known, self.config) for s, known in zip(scores, self.statistics, strict=True)
+            decide_replacement(s, known, self.config) if site.trainable else nobody(Action.REPLACE, s)
+            for site, s, known in zip(self.sites, scores, self.statistics, strict=True)
         ]
-        apply_decisions(
+        self._carry_out(decisions, scores, optimizer)
+        self._all.seen.zero_()
+
+    def _carry_out(
+        self, decisions: list[Decision], scores: list[Tensor], optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        changed = apply_decisions(
             self.sites, self.statistics, decisions, scores,
-            action=Action.REPLACE, config=self.config, optimizer=optimizer, event=self.step_count,
+            action=decisions[0].action, config=self.config, optimizer=optimizer, event=self.events,
         )  # fmt: skip
-        self.replaced = [
-            count.to(decision.mask.device) + decision.mask.sum()
-            for count, decision in zip(self.replaced, decisions, strict=True)
-        ]
+        self.events += 1
+        if decisions[0].action is Action.REPLACE:
+            self.replaced = [
+                count.to(mask.device) + mask.sum() for count, mask in zip(self.replaced, changed, strict=True)
+            ]
 
     def _scale_synapses(self) -> None:
         target = self.config.homeostatic_target
         errors = []
-        for known in self.statistics:
+        for site, known in zip(self.sites, self.statistics, strict=True):
             counted = known.active & (known.weight > 0)
             activity = known.activity
             if isinstance(target, str):  # "layer"
                 mean = torch.where(counted, activity, 0.0).sum() / counted.sum().clamp_min(1)
-                error = torch.where(mean == 0, 0.0, (mean - activity) / mean)
+                error = (mean - activity) / mean
             else:
                 error = target - activity
-            errors.append(torch.where(counted, error, 0.0))
+            errors.append(torch.where(counted & site.trainable, error, 0.0))
         synaptic_scale(
             [site.up.weight.detach() for site in self.sites], [known.scale for known in self.statistics], errors,
             rate=self.config.synaptic_lr, scale_range=self.config.scale_range,
@@ -226,3 +261,26 @@ def _gradient_scale(optimizer: Any) -> Tensor | float:
     """What mixed precision multiplied the loss by: the scaler's own tensor, so that asking needs no synchronisation."""
     scale = getattr(getattr(optimizer, "scaler", None), "_scale", None)
     return 1.0 if scale is None else scale
+
+
+def _refuse_half_precision(sites: Sequence[Site]) -> None:
+    for site in sites:
+        if site.up.weight.dtype.itemsize < 4:
+            raise TypeError(
+                f"synaptic_lr must be 0 for weights of {site.up.weight.dtype}: their resolution is too coarse for small steps; "
+                f"keep the weights in float32 and compute under autocast (Trainer's bf16=True does)"
+            )
+
+
+def _checked_total_steps(total_steps: Any) -> int | None:
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"total_steps must be an int of at least 1, or None if it is not known, got {total_steps!r}")
+    return total_steps
+
+
+def unpatch(model: nn.Module) -> None:
+    """Takes every DropIn's hooks off `model`: for copies of a patched model, whose DropIn watches the original."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask))]:
+                del hooks[key]

@@ -21,10 +21,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .callback import DropInCallback
 from .checkpoint import last_whole_checkpoint
 from .config import DropInConfig
-from .data import AudioCollator
+from .data import LABELS, AudioCollator
 from .dropin import DropIn
 from .metrics import equal_error_rate
 from .optimizer import NeuroPlastic
+from .sites import find_sites
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "neuroplastic": NeuroPlastic}
 METHODS = tuple(f"{optimizer}{dropin}" for optimizer in OPTIMIZERS for dropin in ("", "+dropin"))
@@ -35,7 +36,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """One fine-tuning run. `steps` are optimizer steps, `max_seconds` crops longer audio."""
+    """One fine-tuning run. `steps` are optimizer steps, `max_seconds` crops longer audio, `workers` load it."""
 
     steps: int = 1000
     batch_size: int = 8
@@ -44,6 +45,7 @@ class Settings:
     warmup_share: float = 0.1
     max_seconds: float | None = 4.0
     seed: int = 0
+    workers: int = 0
     dropin: DropInConfig = field(default_factory=DropInConfig)
 
     def __post_init__(self) -> None:
@@ -94,7 +96,8 @@ def fine_tune(
 ) -> Run:
     """Trains `model` in place by `method` through transformers.Trainer and evaluates it.
 
-    Without DropIn in the method, neurons are watched all the same, so that the methods' neurons can be compared.
+    Without DropIn in the method, neurons are watched all the same where the model has sites, so that the methods' neurons
+    can be compared.
 
     Args:
         train, evaluation: rows with `audio` and `label` (see hf_neuroplastic.data).
@@ -103,22 +106,29 @@ def fine_tune(
         progress: called as progress(step, steps).
 
     Raises:
-        ValueError: an unknown method, or no layer that DropIn knows. FileNotFoundError: nothing to resume from.
+        ValueError: an unknown method, data without one of the classes, or no layer that DropIn knows.
+        FileNotFoundError: nothing to resume from.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name, data in (("training", train), ("evaluation", evaluation)):
+        if len(classes := set(data["label"])) < len(LABELS):
+            raise ValueError(
+                f"the {name} data hold only {[LABELS[label] for label in classes]}; both of {LABELS} are needed"
+            )
     checkpoint = last_whole_checkpoint(output) if resume and output else None
     if resume and checkpoint is None:
         raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
     optimizer_name, _, dropin_name = method.partition("+")
     set_seed(settings.seed)
-    dropin = DropIn(model, settings.dropin if dropin_name else WATCH_ONLY)
+    watched = bool(dropin_name) or bool(find_sites(model))
+    dropin = DropIn(model, settings.dropin if dropin_name else WATCH_ONLY) if watched else None
     optimizer = OPTIMIZERS[optimizer_name](
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
     )
-    callback = DropInCallback(dropin)
+    callback = DropInCallback(dropin) if dropin else None
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model,
@@ -126,19 +136,22 @@ def fine_tune(
             data_collator=AudioCollator(feature_extractor, settings.max_seconds, random_crop=True),
             train_dataset=train,
             optimizers=(optimizer, None),
-            callbacks=[callback, *([_ReportProgress(progress)] if progress else [])],
+            callbacks=[*([callback] if callback else []), *([_ReportProgress(progress)] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
-        callback.attach(trainer)
+        if callback:
+            callback.attach(trainer)
         start = time.perf_counter()
         loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
         seconds = time.perf_counter() - start
         trainer.data_collator = AudioCollator(feature_extractor, settings.max_seconds)
         prediction = trainer.predict(evaluation)  # type: ignore[arg-type]
-    dropin.unpatch()
+    replaced = 0
+    if dropin:
+        dropin.unpatch()
+        replaced = sum(int(count) for count in dropin.replaced)
     scores, labels = bona_fide_scores(prediction.predictions), np.asarray(prediction.label_ids)
     health = [entry for entry in trainer.state.log_history if "neuro/dead_fraction" in entry]
-    replaced = sum(int(count) for count in dropin.replaced)
     return Run(method, equal_error_rate(scores, labels)[0], seconds, replaced, loss, scores, labels, health)
 
 
@@ -161,6 +174,7 @@ def _training_arguments(settings: Settings, folder: Path, *, save: bool) -> Trai
         save_total_limit=2,
         seed=settings.seed,
         remove_unused_columns=False,  # the collator reads the column `audio`
+        dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to=[],

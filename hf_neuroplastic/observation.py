@@ -98,7 +98,10 @@ def observe(
     """
     for site in sites:
         if any(isinstance(hook, Observer) for hook in site.activation._forward_hooks.values()):
-            raise RuntimeError(f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn first")
+            raise RuntimeError(
+                f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn, or, for the copy of a patched "
+                f"model, hf_neuroplastic.unpatch(model)"
+            )
     frame_mask = FrameMask(model)
     observers = [Observer(everyone, known, frame_mask) for known in statistics]
     handles: list[RemovableHandle] = [model.register_forward_pre_hook(frame_mask, with_kwargs=True)]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from neuroplastic_kernels.neurons import Fill, StateSlice
 
-# Running means of squares and magnitudes. Their bias correction is spent by the time a neuron is reborn, so zero would not be
-# "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of the surviving
-# neurons is what a new one may expect.
+# Running means of squares and magnitudes, and step sizes. Their bias correction is spent by the time a neuron is reborn, so
+# zero would not be "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of
+# the surviving neurons is what a new one may expect.
 MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
-    "exp_avg_sq_row", "exp_avg_sq_col", "v",
+    "exp_avg_sq_row", "exp_avg_sq_col", "step_size",
 })  # fmt: skip
 FACTORED_ROWS, FACTORED_COLUMNS = (
     "exp_avg_sq_row",

@@ -34,7 +34,8 @@ def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any)
 def _as_from_pretrained(model: PreTrainedModel, saved: dict[str, Any]) -> dict[str, Tensor]:
     """What from_pretrained makes of `saved`, under the names in memory; what it does not know keeps its name."""
     dtypes = {value.dtype for value in saved.values() if isinstance(value, Tensor) and value.is_floating_point()}
-    twin, info = type(model).from_pretrained(
+    loader: Any = type(model).from_pretrained
+    twin, info = loader(
         None,
         config=model.config,
         state_dict=dict(saved),

@@ -156,8 +156,13 @@ def _descend(module: nn.Module, path: str) -> Any:
 def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]:
     # Dropout may stand between the activation and `down`. Not named_children(): it would hide a module used twice.
     parts = [(key, part) for key, part in sequential._modules.items() if not isinstance(part, nn.Dropout)]
+    in_place = any(isinstance(part, nn.Dropout) and part.inplace for part in sequential._modules.values())
     for (key, up), (_, activation), (_, down) in zip(parts, parts[1:], parts[2:], strict=False):
-        if type(up) is nn.Linear and isinstance(activation, ELEMENTWISE) and type(down) is nn.Linear:
+        if isinstance(up, nn.Linear) and isinstance(activation, ELEMENTWISE) and isinstance(down, nn.Linear):
+            if in_place:
+                raise ValueError(
+                    f"{name or 'the model'!r} overwrites what DropIn observes: set inplace=False on its Dropout"
+                )
             yield _checked_site(f"{name}.{key}" if name else key, up, activation, down)
 
 
@@ -172,9 +177,30 @@ def _checked_site(name: str, up: Any, activation: Any, down: Any) -> Site:
         raise TypeError(
             f"the activation of {name!r} must be a torch.nn.Module, got {activation!r}; name it in config.hidden_act"
         )
+    for part in (up, down):
+        require_whole(name, part)
     if up.out_features != down.in_features:
         raise ValueError(f"{name!r}: up gives {up.out_features} neurons but down takes {down.in_features}")
     return Site(name, up, activation, down)
+
+
+def require_whole(name: str, linear: nn.Linear) -> None:
+    """Refuses a Linear whose weight is no plain Parameter of its whole shape.
+
+    Raises:
+        TypeError: the weight is sharded (FSDP, ZeRO-3), or recomputed from other parameters (weight_norm, parametrizations).
+    """
+    weight = linear.weight
+    if hasattr(weight, "device_mesh") or weight.shape != (linear.out_features, linear.in_features):
+        raise TypeError(
+            f"a weight of {name!r} is sharded (FSDP or ZeRO-3), and DropIn needs whole neurons; train data-parallel (DDP), or "
+            f"without DropIn"
+        )
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(
+            f"a weight of {name!r} is recomputed from other parameters (weight_norm, spectral_norm, pruning), so a change to "
+            f"it would be lost; remove that before DropIn"
+        )
 
 
 def _refuse_sharing(model: nn.Module, sites: list[Site]) -> None:
@@ -183,8 +209,8 @@ def _refuse_sharing(model: nn.Module, sites: list[Site]) -> None:
         holders.setdefault(id(parameter), []).append(parameter_name)
     activations = Counter(id(site.activation) for site in sites)
     for site in sites:
-        for weight in (site.up.weight, site.down.weight):
-            if len(holders.get(id(weight), [])) > 1:
+        for weight in (site.up.weight, site.up.bias, site.down.weight, site.down.bias):
+            if weight is not None and len(holders.get(id(weight), [])) > 1:
                 raise ValueError(
                     f"site {site.name!r} shares a weight ({', '.join(holders[id(weight)])}): replacing a neuron in one place "
                     f"would change the other; untie the weights first"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, ROWS, TOKENS
 
-STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest")
+STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen")
 NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
 
 
@@ -29,6 +29,7 @@ class NeuronStatistics:
         active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
         scale: [N] float32 factor that synaptic scaling has applied to the neuron's incoming weights.
         rest: [N] int64 steps since neurons were last changed in the neuron's site.
+        seen: [N] bool; whether the neuron was observed since the last event. Nothing is decided on old observations.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -39,6 +40,7 @@ class NeuronStatistics:
         self.active = torch.ones(width, dtype=torch.bool, device=device)
         self.scale = torch.ones(width, device=device)
         self.rest = torch.full((width,), NEVER_CHANGED, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(width, dtype=torch.bool, device=device)
         self._parts: list[NeuronStatistics] = []
 
     def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
@@ -108,6 +110,7 @@ class NeuronStatistics:
         self.weight.copy_(torch.where(observed, decay * self.weight + (1.0 - decay), self.weight))
         self.age += observed * steps
         self.rest += steps
+        self.seen |= observed
         self.moments.zero_()
 
     def discard(self) -> None:
@@ -133,7 +136,7 @@ class NeuronStatistics:
             ValueError: names missing or unknown, or a tensor of another shape or dtype.
         """
         if set(state) != set(STATE_NAMES):
-            raise ValueError(f"statistics must hold {sorted(STATE_NAMES)}, got {sorted(state)}")
+            raise ValueError(f"the statistics of a site must hold {sorted(STATE_NAMES)}, got {sorted(state)}")
         for name in STATE_NAMES:
             own, new = getattr(self, name), state[name]
             if own.shape != new.shape or own.dtype != new.dtype:

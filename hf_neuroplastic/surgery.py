@@ -27,8 +27,7 @@ def apply_decisions(
     config: DropInConfig,
     optimizer: torch.optim.Optimizer | None,
     event: int,
-    site_indices: Sequence[int] | None = None,
-) -> None:
+) -> list[Tensor]:
     """Carries out one decision per site, all of the same action, in place.
 
     REPLACE gives the masked neurons fresh weights by `config.init` and `config.outgoing`; GROW activates slots in reserve
@@ -40,25 +39,28 @@ def apply_decisions(
     Args:
         scores: per site [N], used to find the strongest neurons for init="split".
         event: word of the random counter, different for each event.
-        site_indices: words of the random counter, by default the positions in `sites`.
+
+    Returns:
+        Per site [N] bool: the neurons that were changed. Only reserve slots can grow and only active neurons be replaced or
+        pruned; a split needs a distinct strong neuron for each new one.
 
     Raises:
         TypeError: optimizer state that cannot be reset per neuron.
-        ValueError: a decision of another action, or a mask of another shape.
+        ValueError: a decision of another action, a mask of another shape, or PRUNE and GROW where act(0) is not 0, so that
+            a silenced neuron would go on learning.
     """
-    indices = range(len(sites)) if site_indices is None else site_indices
     init, outgoing = config.init, config.outgoing
     if action is Action.PRUNE:
         init, outgoing = "zero", "zero"
     elif action is Action.GROW:
         outgoing = "zero"
     masks = [
-        _effective_mask(decision, action, site, known.active)
+        _effective_mask(decision, action, site, known.active, init)
         for site, known, decision in zip(sites, statistics, decisions, strict=True)
     ]
     tensors = [
         _neuron_tensors(site, known, mask, score, config.threshold, init, optimizer, index)
-        for site, known, mask, score, index in zip(sites, statistics, masks, scores, indices, strict=True)
+        for index, (site, known, mask, score) in enumerate(zip(sites, statistics, masks, scores, strict=True))
     ]
     neuron_reinit(tensors, init=init, std=config.init_std, outgoing=outgoing, seed=config.random_seed, event=event)
     for known, mask in zip(statistics, masks, strict=True):
@@ -67,9 +69,10 @@ def apply_decisions(
             known.active |= mask
         elif action is Action.PRUNE:
             known.active &= ~mask
+    return masks
 
 
-def _effective_mask(decision: Decision, action: Action, site: Site, active: Tensor) -> Tensor:
+def _effective_mask(decision: Decision, action: Action, site: Site, active: Tensor, init: str) -> Tensor:
     """The slots the action really concerns: reserve slots for GROW, active ones for the others."""
     if decision.action is not action:
         raise ValueError(f"decisions must all be {action}, got {decision.action} for site {site.name!r}")
@@ -78,7 +81,13 @@ def _effective_mask(decision: Decision, action: Action, site: Site, active: Tens
             f"the mask of a decision on site {site.name!r} must be bool of shape {(site.width,)}, got {decision.mask.dtype} "
             f"of shape {tuple(decision.mask.shape)}"
         )
-    return decision.mask & (~active if action is Action.GROW else active)
+    if action is not Action.REPLACE and site.activation(torch.zeros(1)).item() != 0:
+        raise ValueError(f"site {site.name!r} cannot grow or be pruned: its activation does not map 0 to 0")
+    mask = decision.mask & (~active if action is Action.GROW else active)
+    if init == "split":
+        donors = (active & ~mask).sum()
+        mask = mask & (torch.cumsum(mask, 0) <= donors)
+    return mask
 
 
 def _neuron_tensors(
@@ -100,7 +109,7 @@ def _neuron_tensors(
         up_weight=up.weight.detach(),
         up_bias=None if up.bias is None else up.bias.detach(),
         down_weight=down.weight.detach(),
-        down_bias=None if down.bias is None else down.bias.detach(),
+        down_bias=down.bias.detach() if down.bias is not None and down.bias.requires_grad else None,
         mask=mask,
         survivors=models,
         mean_output=statistics.mean_output,

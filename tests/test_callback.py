@@ -117,7 +117,7 @@ def test_a_callback_added_late_says_what_to_do(tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True)
     trainer = Trainer(model, args, train_dataset=Samples("ast"))
     trainer.add_callback(DropInCallback(BUSY))
-    with pytest.raises(RuntimeError, match=r"no patched model.*DropIn\(model, config\)"):
+    with pytest.raises(RuntimeError, match=r"watches no layer.*DropIn\(model, config\)"):
         trainer.train()
     trainer.pop_callback(DropInCallback)
     trainer.add_callback(DropInCallback(DropIn(model, BUSY)))
@@ -159,3 +159,58 @@ def test_optimizer_classes_are_accepted_too(tmp_path, family):
     trainer.train()
     groups = trainer.optimizer.optimizer.param_groups
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]
+
+
+def test_model_init_needs_a_dropin_of_its_own(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True)
+    trainer = Trainer(
+        model_init=lambda: tiny_model("ast"), args=args, train_dataset=Samples("ast"), callbacks=[DropInCallback(BUSY)]
+    )
+    with pytest.raises(RuntimeError, match=r"watches no layer.*model_init"):
+        trainer.train()
+
+
+def test_a_callback_of_another_trainer_is_refused(tmp_path):
+    _, callback = _trainer(tmp_path)
+    other, _ = _trainer(tmp_path, model=tiny_model("wav2vec2"), callback=callback)
+    with pytest.raises(RuntimeError, match="belongs to another Trainer"):
+        other.train()
+
+
+def test_a_checkpoint_without_statistics_may_be_resumed_with_new_ones(tmp_path):
+    trainer, _ = _trainer(tmp_path)
+    trainer.train()
+    for name in (TENSOR_FILE, INDEX_FILE):
+        (tmp_path / "checkpoint-3" / name).unlink()
+    trainer, _ = _trainer(tmp_path)
+    with pytest.raises(SideFileError, match="resume_from=False"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    trainer, callback = _trainer(tmp_path, callback=DropInCallback(BUSY, resume_from=False))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert callback.dropin.step_count == 6
+    assert all(int(known.age.max()) <= 3 for known in callback.dropin.statistics)
+
+
+def test_a_schedule_without_events_is_said(tmp_path, caplog):
+    trainer, _ = _trainer(tmp_path, config=DropInConfig())
+    trainer.train()
+    assert "no neuron will be replaced" in caplog.text
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("no", []), ("epoch", [4, 6])])
+def test_the_trainers_logging_strategy_is_kept(tmp_path, strategy, steps):
+    trainer, callback = _trainer(tmp_path, logging_strategy=strategy)
+    callback.attach(trainer)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "neuro/dead_fraction" in entry] == steps
+
+
+def test_only_the_main_process_writes_side_files(tmp_path):
+    trainer, callback = _trainer(tmp_path)
+    trainer.state.is_world_process_zero = False
+    (tmp_path / "checkpoint-0").mkdir()
+    callback.on_save(trainer.args, trainer.state, trainer.control)
+    assert not list((tmp_path / "checkpoint-0").iterdir())
+    trainer.state.is_world_process_zero = True
+    callback.on_save(trainer.args, trainer.state, trainer.control)
+    assert len(list((tmp_path / "checkpoint-0").iterdir())) == 2

@@ -97,14 +97,15 @@ def test_another_models_files_are_refused(tmp_path):
         load_side_files(DropIn(tiny_mlp()), tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch, broken):
     save_side_files(_watched(1), tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, broken, full)
     with pytest.raises(OSError, match="No space left"):
         save_side_files(_watched(3), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -4,16 +4,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForAudioClassification
+from transformers import (
+    AutoModelForAudioClassification,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+)
 from typer.testing import CliRunner
 
 from hf_neuroplastic.cli import app
 from hf_neuroplastic.config import DropInConfig
-from hf_neuroplastic.data import write_corpus
+from hf_neuroplastic.data import load_asvspoof2019, write_corpus
 from hf_neuroplastic.demo import METHODS, MODELS, Scale, save_small_model
-from hf_neuroplastic.finetuning import Settings, fine_tune
+from hf_neuroplastic.finetuning import Settings, bona_fide_scores, fine_tune
+from hf_neuroplastic.metrics import equal_error_rate
 
 TINY = {"train": 16, "dev": 4, "eval": 12}
 
@@ -77,7 +84,7 @@ def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
     result = _run("train", *common, "--data", corpus, "--output", tmp_path / "asv")
     assert result.exit_code == 0, result.output
     assert "EER" in result.output
-    assert {"results.json", "demo.png", "model"} <= {path.name for path in (tmp_path / "asv").iterdir()}
+    assert {"results.json", "results.png", "model"} <= {path.name for path in (tmp_path / "asv").iterdir()}
 
     for split, name in (("train", "training"), ("eval", "testing")):
         flac = sorted((corpus / "LA" / f"ASVspoof2019_LA_{split}" / "flac").iterdir())
@@ -139,6 +146,7 @@ ERRORS = [
     ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
      ["neuroplastic+dropin"]),
     ("unknown demo model", ["demo", "--model", "whisper", "--output", "{tmp}/o"], ["wav2vec2", "ast"]),
+    ("markup in a path", ["train", "--model", "{model}", "--data", "{tmp}/x[/raw]y", "--output", "{tmp}/o"], ["x[/raw]y"]),
     ("nothing to resume", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
      ["no whole checkpoint"]),
     ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
@@ -165,6 +173,59 @@ def test_corrupt_files_may_be_skipped(tmp_path, corpus, model):
     common = ("--model", model, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3, "--data", broken)
     result = _run("train", *common, "--on-error", "skip", "--output", tmp_path / "o")
     assert result.exit_code == 0, result.output
+
+
+def test_a_demonstration_never_deletes_other_files(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert _run("demo", "--output", tmp_path).exit_code == 2
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_data_of_one_class_are_refused_before_training(split, tmp_path, corpus, model):
+    copy = tmp_path / "one"
+    shutil.copytree(corpus, copy)
+    protocol = next((copy / "LA" / "ASVspoof2019_LA_cm_protocols").glob(f"*.{split}.*"))
+    protocol.write_text("".join(line for line in protocol.open() if line.strip().endswith("bonafide")))
+    result = _run("train", "--model", model, "--data", copy, "--steps", 1, "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "only ['bonafide']" in result.output
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_feature_encoder_is_frozen_unless_asked_otherwise(frozen, tmp_path, corpus, model):
+    flag = "--freeze-feature-encoder" if frozen else "--no-freeze-feature-encoder"
+    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 2, "--learning-rate", 0.01)
+    assert _run("train", *common, flag, "--output", tmp_path / "o").exit_code == 0
+    before, after = (
+        AutoModelForAudioClassification.from_pretrained(folder).wav2vec2.feature_extractor.conv_layers[0].conv.weight
+        for folder in (model, tmp_path / "o" / "model")
+    )
+    assert torch.equal(before, after) == frozen
+
+
+def test_scores_are_higher_for_bona_fide():
+    scores = bona_fide_scores(np.array([[2.0, 0.0], [1.0, 0.5], [0.0, 1.0], [-1.0, 3.0]]))
+    assert equal_error_rate(scores, [0, 0, 1, 1])[0] == 0.0
+
+
+@pytest.mark.parametrize("method", ["adamw", "neuroplastic"])
+def test_models_without_sites_can_be_trained_without_dropin(method, corpus):
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=16, max_source_positions=50, num_labels=2, vocab_size=20,
+        pad_token_id=0, classifier_proj_size=8,
+    )  # fmt: skip
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    train, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "eval"))
+    settings = Settings(steps=1, batch_size=2, max_seconds=1.0)
+    model = WhisperForAudioClassification(config)
+    run = fine_tune(model, extractor, train, evaluation, method, settings)
+    assert run.health == []
+    with pytest.raises(ValueError, match="no feed-forward layer"):
+        fine_tune(model, extractor, train, evaluation, f"{method}+dropin", settings)
 
 
 def test_unknown_methods_are_named(model):

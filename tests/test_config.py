@@ -39,6 +39,7 @@ ERRORS = [
     ({"maturity": -1}, ValueError, ["maturity", "-1"]),
     ({"cooldown": True}, TypeError, ["cooldown", "True"]),
     ({"max_neuron_age": 0}, ValueError, ["max_neuron_age", "0"]),
+    ({"max_neuron_age": 99}, ValueError, ["max_neuron_age", "99", "at least 100"]),  # below maturity
     ({"observe_every": 0}, ValueError, ["observe_every", "0"]),
     ({"random_seed": -1}, ValueError, ["random_seed", "-1"]),
     ({"start": 1.5}, ValueError, ["start", "1.5", "[0, 1]", "int"]),

@@ -51,7 +51,7 @@ def test_budget_threshold_maturity_and_age(settings, expected):
 def test_young_unobserved_and_reserve_neurons_are_left_alone():
     statistics = _statistics(4)
     statistics.age[0] = 5
-    statistics.weight[1] = 0.0
+    statistics.seen[1] = False
     statistics.active[2] = False
     assert _chosen([0.0] * 4, statistics, max_fraction=1.0) == [3]
 

@@ -27,7 +27,13 @@ def _train(rank, world, family):
         optimizer.zero_grad()
         dropin.step(optimizer)
         ages.append([known.age.tolist() for known in dropin.statistics])
-    return {"ages": ages, "weights": [p.detach().clone() for p in model.parameters()], "replaced": dropin.replaced}
+    averages = [known.averages.clone() for known in dropin.statistics]
+    return {
+        "averages": averages,
+        "ages": ages,
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "replaced": dropin.replaced,
+    }
 
 
 def _rank(rank, world, family, folder):
@@ -44,6 +50,9 @@ def test_two_ranks_are_one(family, tmp_path):
     alone = _train(0, 1, family)
     assert sum(int(count) for count in alone["replaced"]) > 0
     assert first["ages"] == second["ages"] == alone["ages"]
+    for a, b, c in zip(first["averages"], second["averages"], alone["averages"], strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-2, atol=1e-6)
     for a, b, c in zip(first["weights"], second["weights"], alone["weights"], strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-4)

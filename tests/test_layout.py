@@ -14,7 +14,7 @@ LEVELS = {
     "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
     "sites": 1,
     "statistics": 2,
-    "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3,
+    "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3,
     "optimizer_options": 3, "optimizer_diagnostics": 3,
     "surgery": 4, "optimizer": 4,
     "dropin": 5,

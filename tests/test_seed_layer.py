@@ -42,7 +42,7 @@ class SeedLayer:
         dead = (activity * gradient <= 0.01) | (self.age > self.max_age)
         for i in np.flatnonzero(dead):
             index = torch.arange(i * x.shape[1], (i + 1) * x.shape[1])
-            self.W[i] = 0.01 * normal(0, index, number, 0, 0).double().numpy()
+            self.W[i] = 0.01 * normal(0, index, number - 1, 0, 0).double().numpy()
             self.b[i], self.s[i], self.age[i] = 0.0, 1.0, 0
         alive = ~dead
         self.s[alive] = np.clip(self.s[alive] * (1.0 + 0.01 * (0.5 - activity[alive])), 0.1, 2.0)

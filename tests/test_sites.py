@@ -74,7 +74,35 @@ def _adapted():
     return model
 
 
+def _tied_bias():
+    model = tiny_model("ast")
+    layers = model.audio_spectrogram_transformer.layers
+    layers[1].mlp.fc2.bias = layers[0].mlp.fc2.bias
+    return model
+
+
+def _recomputed():
+    model = tiny_mlp()
+    nn.utils.parametrizations.weight_norm(model[0])
+    return model
+
+
+def _sharded():
+    model = tiny_mlp()
+    model[0].weight = nn.Parameter(torch.zeros(0))  # what ZeRO-3 leaves of a weight
+    return model
+
+
 ERRORS = [
+    (_tied_bias, None, ValueError, ["shares a weight", "layers.1.mlp.fc2.bias"]),
+    (_recomputed, None, TypeError, ["'0'", "torch.nn.Linear"]),
+    (_sharded, None, TypeError, ["'0'", "sharded", "ZeRO-3", "DDP"]),
+    (
+        lambda: nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Dropout(0.1, inplace=True), nn.Linear(3, 1)),
+        None,
+        ValueError,
+        ["inplace=False"],
+    ),
     (lambda: nn.Linear(2, 2), None, ValueError, ["Linear", "no feed-forward layer", "wav2vec2", "AST"]),
     (lambda: tiny_model("wav2vec2"), 2, ValueError, ["index 2", "layers.0.feed_forward", "layers.1.feed_forward"]),
     (lambda: tiny_model("wav2vec2"), "decoder", ValueError, ["'decoder'", "matches none", "layers.1.feed_forward"]),
@@ -85,7 +113,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("build", "layers", "error", "words"), ERRORS)
+@pytest.mark.parametrize(("build", "layers", "error", "words"), ERRORS)  # fmt: skip
 def test_errors_list_what_there_is(build, layers, error, words):
     with pytest.raises(error) as caught:
         select_sites(build(), layers)

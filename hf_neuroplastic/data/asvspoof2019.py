@@ -77,7 +77,11 @@ def read_protocol(path: Path) -> list[dict[str, str]]:
     """
     rows: list[dict[str, str]] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the protocol is no UTF-8 text ({error.reason}); fetch it again.") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue

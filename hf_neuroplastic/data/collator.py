@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .audio import Waveform, resample
@@ -26,6 +27,7 @@ class AudioCollator:
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
+        min_seconds: shorter audio is repeated to this length; the default holds a window of every common front end.
         random_crop: crop at a random place (training) instead of the centre (evaluation). The places come from torch's
             global generator. A resumed run crops elsewhere than it would have: Trainer prefetches a batch, and with it
             its crops, before it saves the generator.
@@ -38,13 +40,22 @@ class AudioCollator:
     feature_extractor: Any
     max_seconds: float | None = None
     random_crop: bool = False
+    min_seconds: float = 0.1
     padding: bool | str = True
 
     def __post_init__(self) -> None:
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"max_seconds must be positive, or None for no crop, got {self.max_seconds}.")
+        for name, seconds in (("max_seconds", self.max_seconds), ("min_seconds", self.min_seconds)):
+            if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < float("inf")):
+                allowed = "positive, or None for no crop" if name == "max_seconds" else "positive"
+                raise ValueError(f"{name} must be {allowed}, got {seconds!r}.")
+        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
+            raise ValueError(
+                f"max_seconds must not be below min_seconds, got {self.max_seconds} and {self.min_seconds}; lower min_seconds."
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        if not rows:
+            raise ValueError("rows must hold at least one row, got none.")
         if any("audio" not in row for row in rows):
             raise KeyError(
                 f"rows need the column 'audio', got {sorted(rows[0])}; "
@@ -57,11 +68,17 @@ class AudioCollator:
                 waveforms, sampling_rate=rate, padding=self.padding, return_attention_mask=True, return_tensors="pt"
             )
         )
-        if all("label" in row for row in rows):
+        labelled = sum("label" in row for row in rows)
+        if labelled not in (0, len(rows)):
+            raise ValueError(f"rows must all have a label or none, got {labelled} of {len(rows)} with one.")
+        if labelled:
             batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.long)
         return batch
 
     def _crop(self, samples: Waveform, rate: int) -> Waveform:
+        shortest = max(1, round(self.min_seconds * rate))
+        if samples.shape[0] < shortest:
+            return np.resize(samples, shortest)
         if self.max_seconds is None:
             return samples
         length = max(1, round(self.max_seconds * rate))

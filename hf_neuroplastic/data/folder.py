@@ -102,6 +102,7 @@ def _required(folder: Path, names: tuple[str, ...], what: str) -> Path:
 
 def _audio_files(folder: Path) -> list[Path]:
     known = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus", ".oga"}
+    known.discard(".raw")  # has no header: nothing says what its bytes mean
     return sorted(
         path
         for path in folder.rglob("*")

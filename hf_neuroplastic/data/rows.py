@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 
 from .audio import AudioDecodingError, Waveform, decode
@@ -37,8 +38,13 @@ def audio_dataset(
     return dataset if on_error is None else keep_readable(dataset, on_error=on_error)
 
 
-def decode_row(audio: Mapping[str, Any]) -> tuple[Waveform, int]:
-    """Samples [n] and rate in Hz of an `Audio(decode=False)` value, {"path": ..., "bytes": ...}; raises as `decode`."""
+def decode_row(audio: Mapping[str, Any] | str) -> tuple[Waveform, int]:
+    """Samples [n] and rate in Hz of an `Audio(decode=False)` value, {"path": ..., "bytes": ...}, of a decoded one, {"array":
+    ..., "sampling_rate": ...}, or of a path; raises as `decode`."""
+    if isinstance(audio, str):
+        return decode(audio)
+    if audio.get("array") is not None:
+        return np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
     content = audio.get("bytes")
     return decode(audio["path"] if content is None else content, name=audio.get("path"))
 

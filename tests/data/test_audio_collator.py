@@ -22,14 +22,14 @@ def row(tmp_path, length, *, rate=16000, label=1, seed=0):
 def test_mask_marks_padding_and_values_equal_the_single_rows(tmp_path, return_attention_mask):
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=return_attention_mask)
     rows = [row(tmp_path, 800, label=0), row(tmp_path, 1600), row(tmp_path, 1)]
-    batch = AudioCollator(extractor)(rows)
+    batch = AudioCollator(extractor, min_seconds=0.00006)(rows)
     assert set(batch) == {"input_values", "attention_mask", "labels"}
     assert batch["input_values"].shape == batch["attention_mask"].shape == (3, 1600)
     assert batch["attention_mask"].sum(1).tolist() == [800, 1600, 1]
     assert (batch["input_values"][batch["attention_mask"] == 0] == 0).all()
     assert batch["labels"].tolist() == [0, 1, 1]
     assert batch["labels"].dtype == torch.long
-    alone = AudioCollator(extractor)(rows[:1])["input_values"][0]
+    alone = AudioCollator(extractor, min_seconds=0.00006)(rows[:1])["input_values"][0]
     torch.testing.assert_close(batch["input_values"][0, :800], alone, rtol=0, atol=1e-6)
 
 
@@ -66,11 +66,11 @@ def starts(collator, rows):
 
 def test_centre_crop_is_the_middle(tmp_path):
     extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
-    batch = AudioCollator(extractor, max_seconds=0.25)([ramp_row(tmp_path)])
+    batch = AudioCollator(extractor, max_seconds=0.25, min_seconds=0.001)([ramp_row(tmp_path)])
     expected = torch.arange(6000, 10000) / 16000
     torch.testing.assert_close(batch["input_values"][0], expected, rtol=0, atol=1e-6)
     short = row(tmp_path, 100)
-    assert AudioCollator(extractor, max_seconds=0.25)([short])["input_values"].shape == (1, 100)
+    assert AudioCollator(extractor, max_seconds=0.25, min_seconds=0.001)([short])["input_values"].shape == (1, 100)
 
 
 def test_random_crop_follows_the_torch_generator_and_covers_the_file(tmp_path):
@@ -92,7 +92,7 @@ def test_random_crop_follows_the_torch_generator_and_covers_the_file(tmp_path):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers(tmp_path, context):
     rows = [row(tmp_path, 800 + 10 * i, seed=i) for i in range(6)]
-    collator = AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=0.04, random_crop=True)
+    collator = AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=0.04, min_seconds=0.001, random_crop=True)
     loader = torch.utils.data.DataLoader(
         rows, batch_size=2, collate_fn=collator, num_workers=2, multiprocessing_context=context
     )
@@ -116,3 +116,39 @@ def test_errors_name_the_cause(tmp_path):
     broken.write_bytes(b"")
     with pytest.raises(AudioDecodingError, match=r"broken\.flac"):
         collator([{"audio": {"path": str(broken), "bytes": None}}])
+
+
+@pytest.mark.parametrize("lengths", [(1,), (50, 390), (5, 16000)])
+@pytest.mark.parametrize("extractor", [Wav2Vec2FeatureExtractor(), ASTFeatureExtractor(num_mel_bins=16, max_length=32)])
+def test_clips_shorter_than_a_frame_are_repeated(tmp_path, extractor, lengths):
+    batch = AudioCollator(extractor)([row(tmp_path, length) for length in lengths])
+    assert torch.isfinite(batch["input_values"]).all()
+    if "attention_mask" in batch:
+        assert batch["attention_mask"].sum(1).tolist() == [max(length, 1600) for length in lengths]
+
+
+def test_decoded_audio_and_paths_are_taken_too(tmp_path):
+    stored = row(tmp_path, 3200)
+    path = stored["audio"]["path"]
+    samples, rate = soundfile.read(path, dtype="float32")
+    forms = [stored["audio"], path, {"array": samples, "sampling_rate": rate}]
+    collator = AudioCollator(Wav2Vec2FeatureExtractor())
+    batches = [collator([{"audio": audio}])["input_values"] for audio in forms]
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[0], batches[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [([], "at least one row"), ([{"audio": None, "label": 1}, {"audio": None}], "all have a label or none")],
+)
+def test_batches_that_make_no_sense(tmp_path, rows, words):
+    filled = [{**given, "audio": row(tmp_path, 1600)["audio"]} for given in rows]
+    with pytest.raises(ValueError, match=words):
+        AudioCollator(Wav2Vec2FeatureExtractor())(filled)
+
+
+@pytest.mark.parametrize("seconds", ["4", float("nan"), -1, 0])
+def test_seconds_are_checked(seconds):
+    with pytest.raises(ValueError, match="max_seconds must be positive"):
+        AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=seconds)

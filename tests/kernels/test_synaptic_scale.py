@@ -20,6 +20,15 @@ def test_weights_always_equal_the_unscaled_weights_times_the_factor(dtype):
     torch.testing.assert_close(weight, unscaled * scale.to(dtype).unsqueeze(1), rtol=1e-4, atol=1e-6)
 
 
+def test_in_half_precision_a_change_too_small_to_apply_is_not_recorded():
+    weight = torch.randn(5, 64).bfloat16()
+    before, scale = weight.clone(), torch.ones(5)
+    for _ in range(100):
+        synaptic_scale([weight], [scale], [torch.linspace(-1, 1, 5)], rate=0.001, scale_range=RANGE)
+    assert torch.equal(weight, before)
+    assert scale.tolist() == [1.0] * 5
+
+
 def test_the_factor_stays_in_its_range():
     weights = [torch.ones(2, 3), torch.ones(1, 4)]
     scales = [torch.ones(2), torch.ones(1)]
