@@ -5,6 +5,7 @@ from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, s
 from .config import DropInConfig
 from .dropin import DropIn, unpatch
 from .optimizer import NeuroPlastic
+from .resize import compact, reserve
 from .saved_keys import accept_saved_keys
 
 __version__ = "0.1.0"
@@ -15,8 +16,10 @@ __all__ = [
     "NeuroPlastic",
     "SideFileError",
     "accept_saved_keys",
+    "compact",
     "last_whole_checkpoint",
     "load_side_files",
+    "reserve",
     "save_side_files",
     "unpatch",
 ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .schedules import SCHEDULES, Cosine, OneOff, Schedule, schedule_from_dict
+
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 INITS = ("normal", "fan_in", "layer", "split")
 OUTGOING = ("zero", "keep")
@@ -43,6 +45,12 @@ class DropInConfig:
         homeostatic_target: the mean|z| that scaling drives each neuron to, or "layer" for the layer's own mean (the error is
             then relative).
         scale_range: smallest and largest factor that scaling may apply to a neuron in all.
+        active_neurons: how many neurons more (less, if negative) than at the start each selected layer should have active, in
+            the course of training. The model gets the slots in reserve that this needs when it is patched. Every `interval`
+            steps slots are activated (by `init`, with zero outgoing weights) or the weakest mature neurons go into reserve.
+        active_share: the same as a share of the neurons at the start, 1 being all of them.
+        freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
+            bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
         observe_every: take statistics in every k-th step only.
         random_seed: key of the counter-based random numbers.
 
@@ -68,6 +76,9 @@ class DropInConfig:
     synaptic_lr: float = 0.0
     homeostatic_target: float | str = "layer"
     scale_range: tuple[float, float] = (0.1, 2.0)
+    active_neurons: Schedule | None = None
+    active_share: Schedule | None = None
+    freeze_existing: bool = False
     observe_every: int = 1
     random_seed: int = 0
 
@@ -77,6 +88,11 @@ class DropInConfig:
         _check_choice("init", self.init, INITS)
         _check_choice("outgoing", self.outgoing, OUTGOING)
         _check_bool("relative", self.relative)
+        _check_bool("freeze_existing", self.freeze_existing)
+        for name in ("active_neurons", "active_share"):
+            _check_schedule(name, getattr(self, name))
+        if self.active_neurons is not None and self.active_share is not None:
+            raise ValueError("active_neurons and active_share say the same thing in two ways: give one of them")
         _check_number("threshold", self.threshold, 0.0, math.inf)
         _check_number("statistics_decay", self.statistics_decay, 0.0, 1.0, high_open=True)
         _check_number("max_fraction", self.max_fraction, 0.0, 1.0)
@@ -117,13 +133,61 @@ class DropInConfig:
         }  # fmt: skip
         return cls(**(settings | changes))
 
+    @classmethod
+    def replace(cls, **changes: Any) -> DropInConfig:
+        """Replacement of useless neurons, widths as they are: the default."""
+        return cls(**changes)
+
+    @classmethod
+    def dropin(cls, neurons: int, *, at: float = 0.0, **changes: Any) -> DropInConfig:
+        """Artificial neurogenesis (arXiv 2603.24343): `neurons` are added to each selected layer at progress `at`."""
+        settings: dict[str, Any] = {
+            "active_neurons": OneOff(at, 0, neurons),
+            "max_fraction": 0.0,
+            "interval": 1,
+            "stop": None,
+        }
+        return cls(**(settings | changes))
+
+    @classmethod
+    def plasticity(cls, neurons: int, *, prune: tuple[float, float] = (0.5, 0.9), **changes: Any) -> DropInConfig:
+        """Growth followed by pruning (arXiv 2603.24343): `neurons` are added to each selected layer at the start, and as many
+        of the weakest taken away again between the two `prune` points in training, so that the width ends where it began."""
+        course = OneOff(0.0, 0, neurons) + Cosine(*prune, 0, -neurons)
+        settings: dict[str, Any] = {"active_neurons": course, "max_fraction": 0.0, "interval": 10, "stop": None}
+        return cls(**(settings | changes))
+
+    @classmethod
+    def redo(cls, **changes: Any) -> DropInConfig:
+        """Recycling dormant neurons (ReDo, arXiv 2302.12902): every 1000 steps, all neurons of at most .025 of their layer's
+        mean activity, with fresh incoming and zero outgoing weights. Averages the activity where ReDo takes one batch."""
+        settings: dict[str, Any] = {
+            "criterion": "dormant", "threshold": 0.025, "interval": 1000, "maturity": 0, "max_fraction": 1.0,
+            "init": "fan_in", "stop": None,
+        }  # fmt: skip
+        return cls(**(settings | changes))
+
+    @classmethod
+    def continual_backprop(cls, rate: float = 1e-4, *, interval: int = 100, **changes: Any) -> DropInConfig:
+        """Continual backprop (Dohare et al., Nature 2024): a share `rate` per step of the neurons, the mature ones of lowest
+        utility, is replaced whatever their score; here as `rate * interval` every `interval` steps, at least one neuron."""
+        settings: dict[str, Any] = {
+            "criterion": "utility", "threshold": math.inf, "relative": False, "interval": interval, "maturity": 100,
+            "max_fraction": min(1.0, rate * interval), "init": "fan_in", "stop": None,
+        }  # fmt: skip
+        return cls(**(settings | changes))
+
+    @classmethod
+    def compress(cls, target: float, *, between: tuple[float, float] = (0.1, 0.7), **changes: Any) -> DropInConfig:
+        """Structured pruning while training: the share of active neurons falls to `target` between two points in training;
+        `compact(model)` then takes the slots out."""
+        course = Cosine(*between, 1.0, target)
+        settings: dict[str, Any] = {"active_share": course, "max_fraction": 0.0, "interval": 10, "stop": None}
+        return cls(**(settings | changes))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, infinity as the string "inf"; `from_dict` is the inverse."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else "inf" if value == math.inf else value
-            for name, value in values.items()
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DropInConfig:
@@ -136,8 +200,19 @@ class DropInConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown DropInConfig fields {unknown}; allowed are {known}")
-        settings: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in values.items()}
+        settings: dict[str, Any] = {
+            name: schedule_from_dict(value) if isinstance(value, Mapping) else math.inf if value == "inf" else value
+            for name, value in values.items()
+        }
         return cls(**settings)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return list(value)
+    return "inf" if value == math.inf else value
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str], more: str = "") -> None:
@@ -146,6 +221,11 @@ def _check_choice(name: str, value: Any, allowed: Sequence[str], more: str = "")
         raise ValueError(
             f"{name} must be {'one of ' if len(allowed) > 1 else ''}{choices} {more}".rstrip() + f", got {value!r}"
         )
+
+
+def _check_schedule(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Schedule):
+        raise TypeError(f"{name} must be a Schedule, such as {', '.join(SCHEDULES)}, or None, got {value!r}")
 
 
 def _check_bool(name: str, value: Any) -> None:

@@ -83,6 +83,43 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
     return Decision(Action.REPLACE, lowest(scores, candidates, budget))
 
 
+def decide_width(
+    scores: Tensor, statistics: NeuronStatistics, config: DropInConfig, target: int
+) -> tuple[Decision, Decision]:
+    """What to grow and what to prune so that `target` neurons are active, one of the two being nobody.
+
+    Growth takes the first slots in reserve. Pruning takes the active, mature, observed neurons of lowest score.
+
+    Args:
+        scores: [N] float32.
+        target: how many neurons should be active.
+    """
+    missing = target - statistics.active.sum()
+    mature = statistics.active & statistics.seen & (statistics.age >= config.maturity)
+    position = torch.arange(scores.numel(), dtype=scores.dtype, device=scores.device)
+    grown = lowest(position, ~statistics.active, missing.clamp_min(0))
+    pruned = lowest(scores, mature, (-missing).clamp_min(0))
+    return Decision(Action.GROW, grown), Decision(Action.PRUNE, pruned)
+
+
+def target_width(config: DropInConfig, start: int, progress: float) -> int | None:
+    """How many neurons of a site that started with `start` should be active; None if the configuration does not say."""
+    if config.active_neurons is not None:
+        return max(0, start + round(config.active_neurons(progress)))
+    if config.active_share is not None:
+        return max(0, round(start * config.active_share(progress)))
+    return None
+
+
+def slots_needed(config: DropInConfig, start: int) -> int:
+    """How many slots beyond `start` the configuration will ask for at most."""
+    if config.active_neurons is not None:
+        return max(0, math.ceil(config.active_neurons.largest()))
+    if config.active_share is not None:
+        return max(0, math.ceil(start * (config.active_share.largest() - 1.0)))
+    return 0
+
+
 def nobody(action: Action, scores: Tensor) -> Decision:
     """The decision to leave every neuron as it is; scores: [N]."""
     return Decision(action, torch.zeros_like(scores, dtype=torch.bool))

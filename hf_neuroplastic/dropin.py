@@ -12,12 +12,13 @@ from neuroplastic_kernels import synaptic_scale
 
 from .config import DropInConfig
 from .criteria import score
-from .decisions import Action, Decision, decide_replacement, is_due, nobody
-from .observation import FrameMask, Observer, observe
+from .decisions import Action, Decision, decide_replacement, decide_width, is_due, nobody, target_width
+from .observation import FrameMask, Observer, freeze_existing, observe
 from .optimizer_state import unwrap_optimizer
 from .report import neuron_health
+from .resize import make_room
 from .saved_keys import accept_saved_keys
-from .sites import Site, require_whole, select_sites
+from .sites import Site, inert_slots, require_whole, select_sites
 from .statistics import NeuronStatistics, reduce_moments
 from .surgery import apply_decisions
 
@@ -60,14 +61,19 @@ class DropIn:
         self.config = config or DropInConfig()
         self.total_steps = _checked_total_steps(total_steps)
         self.sites: list[Site] = select_sites(model, self.config.layers)
+        self._start_widths = make_room(model, self.sites, self.config)
         widths = [site.width for site in self.sites]
         self._all = NeuronStatistics(sum(widths), self.sites[0].up.weight.device)
         self.statistics = self._all.split(widths)
+        for site, known in zip(self.sites, self.statistics, strict=True):
+            known.active &= ~inert_slots(site)
         self.step_count, self.events = 0, 0
         self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
         self.observers: list[Observer]
         self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
         self._handles.append(accept_saved_keys(model))
+        if self.config.freeze_existing:
+            self._handles += freeze_existing(self.sites, self.statistics)
 
     @property
     def patched(self) -> bool:
@@ -124,13 +130,18 @@ class DropIn:
         if self.config.synaptic_lr > 0:
             _refuse_half_precision(self.sites)
         due = is_due(self.step_count + 1, self.config, self.total_steps)
+        targets = self._target_widths(self.step_count + 1)
         self.step_count += 1
         if self.observers[0].enabled:
             scale = _gradient_scale(optimizer) if gradient_scale is None else gradient_scale
             reduce_moments(self._all.moments)
             self._all.update(self.config.statistics_decay, scale, self.config.observe_every)
+        if targets:
+            self._change_widths(targets, inner)
         if due:
             self._replace(inner)
+        if due or targets:
+            self._all.seen.zero_()
         if self.config.synaptic_lr > 0:
             self._scale_synapses()
         self._plan_observation()
@@ -224,7 +235,29 @@ class DropIn:
             for site, s, known in zip(self.sites, scores, self.statistics, strict=True)
         ]
         self._carry_out(decisions, scores, optimizer)
-        self._all.seen.zero_()
+
+    def _target_widths(self, step: int) -> list[int]:
+        """Per site, how many neurons should be active after this step; empty if nothing is to be done about it."""
+        scheduled = self.config.active_neurons is not None or self.config.active_share is not None
+        if not scheduled or step % self.config.interval:
+            return []
+        if self.total_steps is None:
+            raise ValueError(
+                "active_neurons and active_share follow the progress of training: pass DropIn(..., total_steps=...)"
+            )
+        targets = [target_width(self.config, start, min(1.0, step / self.total_steps)) for start in self._start_widths]
+        return [target for target in targets if target is not None]
+
+    def _change_widths(self, targets: list[int], optimizer: torch.optim.Optimizer | None) -> None:
+        scores = self.scores()
+        pairs = [
+            decide_width(s, known, self.config, target)
+            if site.trainable
+            else (nobody(Action.GROW, s), nobody(Action.PRUNE, s))
+            for site, s, known, target in zip(self.sites, scores, self.statistics, targets, strict=True)
+        ]
+        for decisions in zip(*pairs, strict=True):
+            self._carry_out(list(decisions), scores, optimizer)
 
     def _carry_out(
         self, decisions: list[Decision], scores: list[Tensor], optimizer: torch.optim.Optimizer | None

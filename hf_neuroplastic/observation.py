@@ -30,6 +30,8 @@ class FrameMask:
         self._signature = inspect.signature(type(model).forward)
         downsamplers = (getattr(module, "_get_feature_vector_attention_mask", None) for module in model.modules())
         self._downsample: Any = next(filter(None, downsamplers), None)
+        lengths = (getattr(module, "_get_feat_extract_output_lengths", None) for module in model.modules())
+        self._output_lengths: Any = next(filter(None, lengths), None)
         self._attention_mask: Tensor | None = None
         self._frames: dict[tuple[int, ...], Tensor | None] = {}
         self._warned = False
@@ -60,7 +62,7 @@ class FrameMask:
                 return mask.bool()
             if self._downsample is not None:
                 with torch.no_grad():
-                    return self._downsample(frames, mask).bool()
+                    return _at_rate(frames, self._downsample(self._frames_of(mask.shape[1]), mask))
         if not self._warned:
             logger.warning(
                 "attention_mask of shape %s cannot be related to %d frames of %d samples: padded frames are counted",
@@ -68,6 +70,18 @@ class FrameMask:
             )  # fmt: skip
             self._warned = True
         return None
+
+    def _frames_of(self, samples: int) -> int:
+        return int(self._output_lengths(torch.tensor(samples)))
+
+
+def _at_rate(frames: int, mask: Tensor) -> Tensor:
+    """A mask [batch, T] at the rate of the front end as [batch, frames]: encoders such as SEW's drop to a part of it."""
+    mask = mask.bool()
+    if mask.shape[1] == frames:
+        return mask
+    lengths = mask.sum(1) // (mask.shape[1] // frames)
+    return torch.arange(frames, device=mask.device) < lengths.unsqueeze(1)
 
 
 class Observer:
@@ -83,6 +97,24 @@ class Observer:
             return z
         self.everyone.to(z.device)
         return record_moments(z, self.statistics.moments, self.frame_mask.for_tokens(z.shape[:-1]))
+
+
+def freeze_existing(sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> list[RemovableHandle]:
+    """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it."""
+    handles = []
+    for site, known in zip(sites, statistics, strict=True):
+        handles.append(site.up.weight.register_hook(lambda grad, known=known: grad * known.fresh.to(grad).unsqueeze(1)))
+        handles.append(site.down.weight.register_hook(lambda grad, known=known: grad * known.fresh.to(grad)))
+        if site.up.bias is not None and site.up.bias.requires_grad:
+            handles.append(site.up.bias.register_hook(lambda grad, known=known: grad * known.fresh.to(grad)))
+        if site.down.bias is not None and site.down.bias.requires_grad:
+            handles.append(site.down.bias.register_hook(torch.zeros_like))
+    return handles
+
+
+def is_watched(model: nn.Module) -> bool:
+    """Whether a DropIn is patched into `model`."""
+    return any(isinstance(hook, Observer) for module in model.modules() for hook in module._forward_hooks.values())
 
 
 def observe(

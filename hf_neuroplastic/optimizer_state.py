@@ -36,6 +36,33 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
+def resize_state(
+    optimizer: torch.optim.Optimizer | None, parameter: Tensor, dim: int, kept: Tensor, added: int
+) -> dict[str, Tensor]:
+    """The state of `parameter` after its dimension `dim` keeps the entries `kept` and gains `added` new ones, by name.
+
+    New entries are initial: the mean over the kept ones for running magnitudes, else 0. Nothing is changed here.
+
+    Args:
+        kept: [K] int64. Call this while `parameter` still has its old shape.
+
+    Raises:
+        TypeError: as `state_slices`.
+    """
+    if optimizer is None:
+        return {}
+    slices = {id(state.tensor): state for state in state_slices(optimizer, parameter, dim)}
+    resized = {}
+    for name, value in optimizer.state.get(parameter, {}).items():
+        if id(value) in slices:
+            _, along, fill = slices[id(value)]
+            held = value.index_select(along, kept.to(value.device))
+            mean = held.mean(along, keepdim=True) if fill == "mean" and len(kept) else 0.0
+            shape = [added if d == along else size for d, size in enumerate(value.shape)]
+            resized[name] = torch.cat([held, torch.zeros(shape).to(value) + mean], along)
+    return resized
+
+
 def state_slices(optimizer: torch.optim.Optimizer | None, parameter: Tensor | None, dim: int) -> tuple[StateSlice, ...]:
     """The parts of `parameter`'s optimizer state that belong to single neurons along dimension `dim`.
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +28,22 @@ class Architecture:
     up: str  # paths relative to the container
     activation: str
     down: str
+    width: str = "intermediate_size"  # where the model's configuration holds the number of neurons
 
 
 ARCHITECTURES = (
     Architecture(
-        "wav2vec2, HuBERT, WavLM, UniSpeech, UniSpeech-SAT",
-        r"(Wav2Vec2|Hubert|WavLM|UniSpeech|UniSpeechSat)FeedForward",
+        "wav2vec2, HuBERT, WavLM, UniSpeech, UniSpeech-SAT, data2vec-audio, SEW, wav2vec2-conformer, wav2vec2-BERT",
+        r"(Wav2Vec2|Hubert|WavLM|UniSpeech|UniSpeechSat|Data2VecAudio|SEW|Wav2Vec2Conformer|Wav2Vec2Bert)FeedForward",
         "intermediate_dense", "intermediate_act_fn", "output_dense",
     ),
     Architecture("AST, ViT", r"(AST|ViT)MLP", "fc1", "activation_fn", "fc2"),
     Architecture(
-        "AST, ViT as transformers laid them out before the MLP class",
-        r"(AST|ViT)Layer", "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense",
+        "BERT, RoBERTa; AST, ViT as transformers laid them out before the MLP class",
+        r"(Bert|Roberta|AST|ViT)Layer", "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense",
     ),
+    Architecture("Whisper encoder", r"WhisperEncoderLayer", "fc1", "activation_fn", "fc2", "encoder_ffn_dim"),
+    Architecture("Whisper decoder", r"WhisperDecoderLayer", "fc1", "activation_fn", "fc2", "decoder_ffn_dim"),
 )  # fmt: skip
 
 # Elementwise, without parameters: what may stand between the two Linears of a torch.nn.Sequential.
@@ -56,6 +60,7 @@ class Site:
     up: nn.Linear
     activation: nn.Module
     down: nn.Linear
+    width_key: str | None = None  # where the model's configuration holds the width, if it does
 
     @property
     def width(self) -> int:
@@ -142,7 +147,8 @@ def _sites_of(name: str, module: nn.Module) -> Iterator[Site]:
         if re.fullmatch(architecture.container, type(module).__name__):
             parts = [_descend(module, path) for path in (architecture.up, architecture.activation, architecture.down)]
             if None not in parts:
-                yield _checked_site(name, *parts)
+                up, activation, down = parts
+                yield _checked_site(name, up, activation, down, architecture.width)
                 return
 
 
@@ -166,7 +172,7 @@ def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]
             yield _checked_site(f"{name}.{key}" if name else key, up, activation, down)
 
 
-def _checked_site(name: str, up: Any, activation: Any, down: Any) -> Site:
+def _checked_site(name: str, up: Any, activation: Any, down: Any, width_key: str | None = None) -> Site:
     for role, part in (("up", up), ("down", down)):
         if type(part) is not nn.Linear:
             raise TypeError(
@@ -181,7 +187,21 @@ def _checked_site(name: str, up: Any, activation: Any, down: Any) -> Site:
         require_whole(name, part)
     if up.out_features != down.in_features:
         raise ValueError(f"{name!r}: up gives {up.out_features} neurons but down takes {down.in_features}")
-    return Site(name, up, activation, down)
+    return Site(name, up, activation, down, width_key)
+
+
+def silences(site: Site) -> bool:
+    """Whether a neuron with zero weights is silent: its activation maps 0 to 0."""
+    return site.activation(torch.zeros(1)).item() == 0.0
+
+
+def inert_slots(site: Site) -> Tensor:
+    """[N] bool: slots in reserve, with zero incoming weights, bias and outgoing weights, where these silence a neuron."""
+    up, down = site.up, site.down
+    inert = ~up.weight.detach().any(dim=1) & ~down.weight.detach().any(dim=0)
+    if up.bias is not None:
+        inert &= up.bias.detach() == 0
+    return inert if silences(site) else torch.zeros_like(inert)
 
 
 def require_whole(name: str, linear: nn.Linear) -> None:

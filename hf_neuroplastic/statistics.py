@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroplastic_kernels.moments import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, ROWS, TOKENS
 
-STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen")
+STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen", "fresh")
 NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
 
 
@@ -29,6 +29,7 @@ class NeuronStatistics:
         active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
         scale: [N] float32 factor that synaptic scaling has applied to the neuron's incoming weights.
         rest: [N] int64 steps since neurons were last changed in the neuron's site.
+        fresh: [N] bool; whether DropIn made the neuron.
         seen: [N] bool; whether the neuron was observed since the last event. Nothing is decided on old observations.
     """
 
@@ -41,6 +42,7 @@ class NeuronStatistics:
         self.scale = torch.ones(width, device=device)
         self.rest = torch.full((width,), NEVER_CHANGED, dtype=torch.int64, device=device)
         self.seen = torch.zeros(width, dtype=torch.bool, device=device)
+        self.fresh = torch.zeros(width, dtype=torch.bool, device=device)
         self._parts: list[NeuronStatistics] = []
 
     def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
@@ -123,6 +125,7 @@ class NeuronStatistics:
         self.weight.masked_fill_(mask, 0.0)
         self.age.masked_fill_(mask, 0)
         self.scale.masked_fill_(mask, 1.0)
+        self.fresh.masked_fill_(mask, True)
         self.rest.masked_fill_(mask.any(), 0)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from neuroplastic_kernels.neurons import NeuronTensors
 from .config import DropInConfig
 from .decisions import Action, Decision
 from .optimizer_state import state_slices
-from .sites import Site
+from .sites import Site, silences
 from .statistics import NeuronStatistics
 
 
@@ -81,7 +81,7 @@ def _effective_mask(decision: Decision, action: Action, site: Site, active: Tens
             f"the mask of a decision on site {site.name!r} must be bool of shape {(site.width,)}, got {decision.mask.dtype} "
             f"of shape {tuple(decision.mask.shape)}"
         )
-    if action is not Action.REPLACE and site.activation(torch.zeros(1)).item() != 0:
+    if action is not Action.REPLACE and not silences(site):
         raise ValueError(f"site {site.name!r} cannot grow or be pruned: its activation does not map 0 to 0")
     mask = decision.mask & (~active if action is Action.GROW else active)
     if init == "split":

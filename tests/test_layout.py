@@ -11,12 +11,13 @@ PACKAGE = ROOT / "hf_neuroplastic"
 KERNELS = ROOT / "kernels" / "torch-ext" / "neuroplastic_kernels"
 
 LEVELS = {
+    "schedules": -1,
     "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
     "sites": 1,
     "statistics": 2,
     "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3,
-    "optimizer_options": 3, "optimizer_diagnostics": 3,
-    "surgery": 4, "optimizer": 4,
+    "optimizer_options": 2, "optimizer_diagnostics": 3, "optimizer_storage": 3,
+    "surgery": 4, "resize": 4, "optimizer": 4,
     "dropin": 5,
     "checkpoint": 6,
     "callback": 7,

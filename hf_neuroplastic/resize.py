@@ -1,0 +1,129 @@
+"""Real widths: slots in reserve are added to a model, and taken out again, between runs.
+
+A slot in reserve has zero incoming weights, zero bias and zero outgoing weights: it puts nothing into the output and
+receives no gradient, so a model with reserve computes what it did without, and remains a plain model.
+
+Models whose configuration holds one width for all layers keep one width for all layers: what is added or removed is added
+or removed everywhere, so that every checkpoint loads with stock `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import DropInConfig
+from .decisions import slots_needed
+from .observation import is_watched
+from .optimizer_state import resize_state, unwrap_optimizer
+from .sites import Site, find_sites, inert_slots, require_whole, select_sites, silences
+
+
+def reserve(
+    model: nn.Module,
+    count: int | float,
+    *,
+    layers: int | str | Sequence[int | str] | None = None,
+    optimizer: Any = None,
+) -> None:
+    """Adds slots in reserve to the feed-forward layers of `model`, in place.
+
+    The Parameters stay the same objects with new shapes, and the model's configuration learns its new width. Do this before
+    the model is wrapped for distributed training and while no output with its graph is held; with an optimizer that has
+    state, pass it.
+
+    Args:
+        count: slots per layer; a float is a share of the layer's width, rounded up.
+        layers: as in DropInConfig. In a model with one configured width, any selection widens every layer of that width.
+        optimizer: its state is widened with initial values.
+
+    Raises:
+        ValueError: a negative count, or a site whose activation does not map 0 to 0.
+        RuntimeError: a DropIn watches the model.
+        TypeError: optimizer state that cannot be resized.
+    """
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count < math.inf:
+        raise ValueError(f"count must be a number of slots, or a share of the width, of at least 0, got {count!r}")
+    sites = _with_same_width(model, select_sites(model, layers))
+    for site in sites:
+        if not silences(site):
+            raise ValueError(f"site {site.name!r} can hold no reserve: its activation does not map 0 to 0")
+    added = {id(site): count if isinstance(count, int) else math.ceil(count * site.width) for site in sites}
+    _resize(model, [(site, torch.arange(site.width), added[id(site)]) for site in sites], optimizer)
+
+
+def make_room(model: nn.Module, sites: Sequence[Site], config: DropInConfig) -> list[int]:
+    """Adds the slots in reserve that `config` will ask for and `sites` do not hold yet; returns the active neurons of each."""
+    inert = [int(inert_slots(site).sum()) for site in sites]
+    active = [site.width - spare for site, spare in zip(sites, inert, strict=True)]
+    short = [slots_needed(config, start) - spare for start, spare in zip(active, inert, strict=True)]
+    if max(short) > 0:
+        reserve(model, max(short), layers=[site.name for site in sites])
+    return active
+
+
+def compact(model: nn.Module, *, optimizer: Any = None) -> int:
+    """Takes slots in reserve out of `model`, in place; returns how many slots went in all.
+
+    In a model with one configured width, every layer loses as many as the layer with the fewest can spare, so that the width
+    stays one number; what is left stays in reserve and harmless.
+
+    Raises: as `reserve`.
+    """
+    groups: dict[str | None, list[Site]] = {}
+    for site in find_sites(model):
+        groups.setdefault(site.width_key or site.name, []).append(site)
+    changes = []
+    for sites in groups.values():
+        spare = min(int(inert_slots(site).sum()) for site in sites)
+        for site in sites:
+            surplus = inert_slots(site).nonzero().squeeze(1)[-spare:] if spare else torch.empty(0, dtype=torch.long)
+            kept = torch.ones(site.width, dtype=torch.bool)
+            kept[surplus.cpu()] = False
+            changes.append((site, kept.nonzero().squeeze(1), 0))
+    before = sum(site.width for site, *_ in changes)
+    _resize(model, changes, optimizer)
+    return before - sum(site.width for site, *_ in changes)
+
+
+def _with_same_width(model: nn.Module, sites: list[Site]) -> list[Site]:
+    """`sites`, and every other site whose width stands in the same place of the configuration."""
+    names, keys = {site.name for site in sites}, {site.width_key for site in sites} - {None}
+    return [site for site in find_sites(model) if site.name in names or site.width_key in keys]
+
+
+@torch.no_grad()
+def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optimizer: Any) -> None:
+    """Keeps the slots `kept` of each site and appends `added` slots in reserve."""
+    if is_watched(model):
+        raise RuntimeError("a DropIn watches this model; call its unpatch() before the widths change")
+    inner = None if optimizer is None else unwrap_optimizer(optimizer)
+    changes = [(site, kept, added) for site, kept, added in changes if added or len(kept) != site.width]
+    slices = []
+    for site, kept, added in changes:  # whatever cannot be resized is refused before the first tensor changes
+        require_whole(site.name, site.up)
+        require_whole(site.name, site.down)
+        parts = [(site.up.weight, 0), (site.up.bias, 0), (site.down.weight, 1)]
+        slices += [
+            (parameter, dim, kept, added, resize_state(inner, parameter, dim, kept, added))
+            for parameter, dim in parts
+            if parameter is not None
+        ]
+    for parameter, dim, kept, added, state in slices:
+        parameter.data = _kept_and_zeros(parameter.data, dim, kept, added)
+        parameter.grad = None
+        if inner is not None:
+            inner.state[parameter].update(state)
+    for site, kept, added in changes:
+        site.up.out_features = site.down.in_features = len(kept) + added
+        if site.width_key:
+            setattr(model.config, site.width_key, site.width)
+
+
+def _kept_and_zeros(tensor: Tensor, dim: int, kept: Tensor, added: int) -> Tensor:
+    shape = [added if d == dim else size for d, size in enumerate(tensor.shape)]
+    return torch.cat([tensor.index_select(dim, kept.to(tensor.device)), tensor.new_zeros(shape)], dim)

@@ -1,0 +1,126 @@
+"""Numbers that change in the course of training: small schedules that can be added.
+
+A schedule maps progress, 0 at the first step and 1 at the last, to a number. Schedules are plain frozen values, so that a
+configuration that holds them can be compared, saved and read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What every schedule can do."""
+
+    def __call__(self, progress: float) -> float:
+        """The value at `progress` in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} is no schedule by itself; use one of {', '.join(SCHEDULES)}")
+
+    def __add__(self, other: Schedule) -> Sum:
+        return Sum(self, other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `schedule_from_dict` is the inverse."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: value.to_dict() if isinstance(value, Schedule) else value for name, value in values.items()}
+        return {"schedule": type(self).__name__, **plain}
+
+    def largest(self) -> float:
+        """The largest value it takes, looked up at 1001 points and at the points where parts of it begin and end."""
+        return max(self(progress) for progress in (*(step / 1000 for step in range(1001)), *self.corners()))
+
+    def corners(self) -> tuple[float, ...]:
+        """Progress values at which it changes its form."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """Always `value`."""
+
+    value: float
+
+    def __call__(self, progress: float) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class OneOff(Schedule):
+    """`before`, and `after` from progress `at` on."""
+
+    at: float
+    before: float
+    after: float
+
+    def __post_init__(self) -> None:
+        _check_progress("at", self.at)
+
+    def __call__(self, progress: float) -> float:
+        return self.after if progress >= self.at else self.before
+
+    def corners(self) -> tuple[float, ...]:
+        return (self.at,)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """From `before` to `after` along half a cosine wave between progress `start` and `end`; constant outside."""
+
+    start: float
+    end: float
+    before: float
+    after: float
+
+    def __post_init__(self) -> None:
+        _check_progress("start", self.start)
+        _check_progress("end", self.end)
+        if self.start >= self.end:
+            raise ValueError(f"start must lie before end, got start={self.start} and end={self.end}")
+
+    def __call__(self, progress: float) -> float:
+        share = min(max((progress - self.start) / (self.end - self.start), 0.0), 1.0)
+        return self.before + (self.after - self.before) * 0.5 * (1.0 - math.cos(math.pi * share))
+
+    def corners(self) -> tuple[float, ...]:
+        return (self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Sum(Schedule):
+    """The sum of two schedules."""
+
+    first: Schedule
+    second: Schedule
+
+    def __call__(self, progress: float) -> float:
+        return self.first(progress) + self.second(progress)
+
+    def corners(self) -> tuple[float, ...]:
+        return self.first.corners() + self.second.corners()
+
+
+SCHEDULES: dict[str, type[Schedule]] = {kind.__name__: kind for kind in (Constant, OneOff, Cosine, Sum)}
+
+
+def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
+    """The schedule that `to_dict` described.
+
+    Raises:
+        ValueError: an unknown kind of schedule.
+    """
+    values = dict(values)
+    kind = values.pop("schedule", None)
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")
+    parts = {name: schedule_from_dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
+    return SCHEDULES[kind](**parts)
+
+
+def _check_progress(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is a share of training and must lie in [0, 1], got {value!r}")
