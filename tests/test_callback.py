@@ -12,6 +12,8 @@ from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic, 
 from hf_neuroplastic.checkpoint import INDEX_FILE, TENSOR_FILE
 
 BUSY = DropInConfig(interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01)
+GROWING = DropInConfig.plasticity(5, prune=(0.4, 0.9), interval=1, maturity=1)
+PRUNING = DropInConfig.compress(0.5, between=(0.1, 0.9), interval=1, maturity=1)
 
 
 class Samples(torch.utils.data.Dataset):
@@ -73,15 +75,16 @@ def _final(trainer, callback):
 
 
 @pytest.mark.parametrize("optimizer", [NeuroPlastic, torch.optim.AdamW])
+@pytest.mark.parametrize("config", [BUSY, GROWING, PRUNING], ids=["replace", "grow", "prune"])
 @pytest.mark.parametrize("family", ["wav2vec2", "ast"])
-def test_resuming_continues_bit_for_bit(tmp_path, family, optimizer):
-    whole, whole_callback = _trainer(tmp_path / "whole", family, optimizer=optimizer)
+def test_resuming_continues_bit_for_bit(tmp_path, family, config, optimizer):
+    whole, whole_callback = _trainer(tmp_path / "whole", family, optimizer=optimizer, config=config)
     whole.train()
     other = tiny_model(family)
     with torch.no_grad():
         for parameter in other.parameters():  # nothing of the new model may survive
             parameter.add_(1.0)
-    resumed, callback = _trainer(tmp_path / "whole", family, model=other, optimizer=optimizer)
+    resumed, callback = _trainer(tmp_path / "whole", family, model=other, optimizer=optimizer, config=config)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     expected, found = _final(whole, whole_callback), _final(resumed, callback)
     assert found.keys() == expected.keys()

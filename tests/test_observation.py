@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, SPEECH_MODELS, tiny_batch, tiny_mlp, tiny_model
+from tiny import FAMILIES, MORE_FAMILIES, SPEECH_MODELS, tiny_batch, tiny_mlp, tiny_model
 from torch import nn
 
 from hf_neuroplastic import DropIn, DropInConfig
@@ -27,7 +27,7 @@ def _gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
 def test_a_patched_model_is_the_stock_model_bit_for_bit(family):
     batch = tiny_batch(family)
     stock, patched = tiny_model(family), tiny_model(family)
@@ -75,7 +75,7 @@ def test_micro_batches_add_up_to_one_batch(family):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", list(SPEECH_MODELS))
+@pytest.mark.parametrize("family", SPEECH_MODELS)
 def test_padding_changes_nothing(family):
     batch = tiny_batch(family, 4, padded=True)
     short = batch["input_values"].shape[1] // 2
@@ -91,6 +91,14 @@ def test_padding_changes_nothing(family):
     for found, expected in zip(padded, unpadded, strict=True):
         assert torch.equal(found[TOKENS], expected[TOKENS])
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "squeeze"), [("sew", 2), ("conformer", 1)])
+def test_padded_frames_are_not_counted_at_the_encoders_own_rate(family, squeeze):
+    batch = tiny_batch(family, 4, padded=True)
+    lengths = tiny_model(family)._get_feat_extract_output_lengths(batch["attention_mask"].sum(1)) // squeeze
+    tokens = [moments[TOKENS].unique() for moments in _observed(family, [batch])]
+    assert [t.tolist() for t in tokens] == [[int(lengths.sum())]] * len(tokens)
 
 
 def test_padded_frames_are_not_counted():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batch, tiny_mlp, tiny_model
+from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_mlp, tiny_model
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, compact, reserve
@@ -78,7 +78,7 @@ def test_reserve_stays_inert_through_training_and_compact_undoes_it(family, make
     assert all(torch.isfinite(p).all() for p in wide.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
 def test_growing_then_pruning_what_was_grown_is_the_identity(family):
     model = tiny_model(family)
     reserve(model, 4)
@@ -95,7 +95,7 @@ def test_growing_then_pruning_what_was_grown_is_the_identity(family):
     assert compact(model) == 4 * len(dropin.sites)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
 def test_growing_by_split_leaves_the_output_unchanged(family):
     model = tiny_model(family)
     reserve(model, 6)
