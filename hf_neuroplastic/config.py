@@ -13,6 +13,7 @@ from .schedules import SCHEDULES, Cosine, OneOff, Schedule, schedule_from_dict
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 INITS = ("normal", "fan_in", "layer", "split")
 OUTGOING = ("zero", "keep")
+BACKENDS = ("auto", "reference", "fused")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class DropInConfig:
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
             bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
         observe_every: take statistics in every k-th step only.
+        backend: "auto" takes the Triton kernels on CUDA devices and PyTorch elsewhere; "reference" or "fused" takes that form
+            or raises.
         random_seed: key of the counter-based random numbers.
 
     Raises:
@@ -80,6 +83,7 @@ class DropInConfig:
     active_share: Schedule | None = None
     freeze_existing: bool = False
     observe_every: int = 1
+    backend: str = "auto"
     random_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class DropInConfig:
         _check_choice("criterion", self.criterion, CRITERIA)
         _check_choice("init", self.init, INITS)
         _check_choice("outgoing", self.outgoing, OUTGOING)
+        _check_choice("backend", self.backend, BACKENDS)
         _check_bool("relative", self.relative)
         _check_bool("freeze_existing", self.freeze_existing)
         for name in ("active_neurons", "active_share"):

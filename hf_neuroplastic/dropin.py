@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neuroplastic_kernels import synaptic_scale
 
+from . import fused_forward
 from .config import DropInConfig
 from .criteria import score
 from .decisions import Action, Decision, decide_replacement, decide_width, is_due, nobody, target_width
@@ -71,6 +72,8 @@ class DropIn:
         self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
         self.observers: list[Observer]
         self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
+        for site, observer in zip(self.sites, self.observers, strict=True):
+            fused_forward.install(site, observer, self.config.backend)
         self._handles.append(accept_saved_keys(model))
         if self.config.freeze_existing:
             self._handles += freeze_existing(self.sites, self.statistics)
@@ -93,6 +96,8 @@ class DropIn:
         """Takes the hooks away; the model is then exactly the stock model, with the weights it has now. May be repeated."""
         for handle in self._handles:
             handle.remove()
+        for site in self.sites:
+            fused_forward.remove(site.container)
         self._handles = []
 
     def restart(self, step_count: int = 0) -> None:
@@ -286,7 +291,7 @@ class DropIn:
             errors.append(torch.where(counted & site.trainable, error, 0.0))
         synaptic_scale(
             [site.up.weight.detach() for site in self.sites], [known.scale for known in self.statistics], errors,
-            rate=self.config.synaptic_lr, scale_range=self.config.scale_range,
+            rate=self.config.synaptic_lr, scale_range=self.config.scale_range, backend=self.config.backend,
         )  # fmt: skip
 
 
@@ -314,6 +319,7 @@ def _checked_total_steps(total_steps: Any) -> int | None:
 def unpatch(model: nn.Module) -> None:
     """Takes every DropIn's hooks off `model`: for copies of a patched model, whose DropIn watches the original."""
     for module in model.modules():
+        fused_forward.remove(module)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask))]:
                 del hooks[key]

@@ -90,13 +90,22 @@ class Observer:
     def __init__(self, everyone: NeuronStatistics, statistics: NeuronStatistics, frame_mask: FrameMask) -> None:
         self.everyone, self.statistics, self.frame_mask, self.enabled = everyone, statistics, frame_mask, True
 
+    def active(self, module: nn.Module) -> bool:
+        """Whether a pass through `module` is to be observed now."""
+        return self.enabled and module.training and torch.is_grad_enabled()
+
+    def token_mask(self, z: Tensor) -> Tensor | None:
+        """Which tokens of z [..., N] count; brings the statistics to its device."""
+        self.everyone.to(z.device)
+        return self.frame_mask.for_tokens(z.shape[:-1])
+
     # Recording writes outside the graph; a compiled model breaks its graph here and goes on.
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: Any, z: Tensor) -> Tensor:
-        if not (self.enabled and module.training and z.requires_grad and torch.is_grad_enabled()):
+        if not (self.active(module) and z.requires_grad):
             return z
-        self.everyone.to(z.device)
-        return record_moments(z, self.statistics.moments, self.frame_mask.for_tokens(z.shape[:-1]))
+        token_mask = self.token_mask(z)
+        return record_moments(z, self.statistics.moments, token_mask)
 
 
 def freeze_existing(sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> list[RemovableHandle]:

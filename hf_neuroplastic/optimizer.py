@@ -3,10 +3,7 @@
 Source: arXiv 2604.26297. The formulas are in `neuroplastic_kernels.reference.plasticity_formulas`.
 """
 
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +11,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from neuroplastic_kernels import plasticity_step, select
+from neuroplastic_kernels.reference.plasticity_formulas import Hyperparameters
 
 from .optimizer_diagnostics import diagnose
-from .optimizer_options import RULES, check_options
+from .optimizer_options import RULES, STORAGE, check_options
+from .optimizer_storage import STATE, completed_groups, decoded, initial_state, matched_state, restored
 
-STATE = ("trace", "exp_avg", "exp_avg_sq")
+STEP_OPTIONS = tuple(name for name in RULES if name not in STORAGE)
 
 
 class NeuroPlastic(Optimizer):
@@ -45,11 +44,27 @@ class NeuroPlastic(Optimizer):
         decoupled_weight_decay: True shrinks parameters by lr * weight_decay (AdamW), False adds the decay to the gradient,
             or to the update for the base "gradient". None takes True for "adamw" and False otherwise.
         maximize: ascend instead of descend.
-        compile: run the step of large tensors through `torch.compile`; on the CPU it needs a C++ compiler.
+        max_grad_norm: clip the norm of all gradients of a group together to this, as torch.nn.utils.clip_grad_norm_ would
+            before the step; None for no clipping. It takes the place of Trainer's, to which then give max_grad_norm=0.
+        stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
+        seed: of that rounding and of 8-bit state's.
+        state_bits: 32, or 8 to keep the state in about 3 bytes per parameter rather than 12. Contiguous, unsharded float32
+            and half-precision tensors of at least 4096 elements take it, others stay as they are. Meant for CUDA: on the
+            CPU it is slow. DropIn does not replace neurons under it.
+        capturable: keep step counters on the parameters' device for the reference form too, so that it can be captured in a
+            CUDA graph; the fused form always can, after one step outside. A learning rate that changes must be a tensor.
+        compile: for parameters on the CPU: take the step in C++, about three times as fast. The system's compiler builds it
+            on first use, in a second or two, and it is kept in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
+            NEUROPLASTIC_CACHE_DIR are respected). None does so where it can and goes on with PyTorch elsewhere; True
+            raises where it cannot; False is PyTorch. They agree to rounding.
         backend: "auto", "reference" or "fused".
 
-    All but `compile` and `backend` may differ between groups. The state of a parameter is `step` (a float32 scalar on the
-    CPU), `trace`, `exp_avg` and `exp_avg_sq` (of its shape; float32 for half precision, otherwise its own dtype).
+    All but `compile` and `backend` may differ between groups. The state of a parameter is `step` (a float32 scalar; on the
+    CPU, but for CUDA parameters that the fused form may take), `trace`, `exp_avg` and `exp_avg_sq` (of its shape; float32 for
+    half precision, otherwise its own dtype; codes with `state_bits=8`, and then `scales`).
+
+    With torch.amp.GradScaler the step itself takes the loss scale off and is left out, parameters, state and counters alike,
+    if a gradient overflowed; `grad` stays scaled.
 
     Means and norms are taken over a whole tensor, so a non-finite gradient makes its whole tensor non-finite.
 
@@ -58,8 +73,11 @@ class NeuroPlastic(Optimizer):
 
     Raises:
         ValueError: an option out of its range, or a complex or otherwise unsupported parameter, by name.
-        RuntimeError: a backend or compiler that is asked for and missing; sparse gradients.
+        RuntimeError: a backend or compiler that is asked for and missing or failing; sparse gradients; `compile` with
+            parameters that are not on the CPU, in `step`.
     """
+
+    _step_supports_amp_scaling = True  # GradScaler then sets `grad_scale` and `found_inf` around a step
 
     def __init__(
         self,
@@ -82,7 +100,12 @@ class NeuroPlastic(Optimizer):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
-        compile: bool = False,
+        max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_bits: int = 32,
+        capturable: bool = False,
+        compile: bool | None = None,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -103,10 +126,13 @@ class NeuroPlastic(Optimizer):
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "max_grad_norm": max_grad_norm,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+            "state_bits": state_bits,
+            "capturable": capturable,
         }
-        select("plasticity_step", backend)
-        if compile:
-            require_compiler()
+        select("plasticity_step", backend, compile=compile)
         self.compile, self.backend = compile, backend
         self._workspace: dict[Any, Any] = {}
         super().__init__(params, defaults)
@@ -139,19 +165,26 @@ class NeuroPlastic(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if not params:
+        for index, group in enumerate(self.param_groups):
+            # Parameters without a gradient stay in the list, so that a layer that is dropped now and then changes no table.
+            params = [param for param in group["params"] if param.grad is not None or param in self.state]
+            grads = [param.grad for param in params]
+            if all(grad is None for grad in grads):
                 continue
-            states = [self._state_of(param) for param in params]
+            refuse_sparse(grads)
+            states = [self.state[param] or self._new_state(param, group) for param in params]
+            scales = [state.get("scales") for state in states] if group["state_bits"] == 8 else None
             plasticity_step(
                 params,
-                [param.grad for param in params],
+                grads,
                 *([state[name] for state in states] for name in (*STATE, "step")),
+                scales=scales,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
                 backend=self.backend,
                 compile=self.compile,
-                workspace=self._workspace,
-                **{name: group[name] for name in RULES},
+                workspace=self._workspace.setdefault(index, {}),
+                **{name: group[name] for name in STEP_OPTIONS},
             )
         return loss
 
@@ -161,31 +194,27 @@ class NeuroPlastic(Optimizer):
         Returns scalars on the parameters' device, over all parameters with a gradient: `alpha_mean`; `share_at_lower` and
         `share_at_upper`, the shares of elements whose coefficient lies at or beyond the bounds of `alpha_range`;
         `update_gradient_ratio`, the norm of the step before the learning rate over that of the gradient. With coupled decay
-        they take the parameter as it is now. Raises RuntimeError if no stepped parameter has a gradient.
+        they take the parameter as it is now, and gradients as they are: not clipped, no loss scale taken off. Raises
+        RuntimeError if no stepped parameter has a gradient.
         """
         return diagnose(
-            (param, self.state[param], {name: group[name] for name in RULES})
+            (param, decoded(self.state[param]), {name: group[name] for name in Hyperparameters._fields})
             for group in self.param_groups
             for param in group["params"]
             if param.grad is not None and param.numel() and self.state.get(param)
         )
 
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        if param.grad is not None and param.grad.layout != torch.strided:
-            raise RuntimeError(
-                f"NeuroPlastic does not take {param.grad.layout} gradients, got one of shape {tuple(param.shape)}; "
-                "use dense gradients, as nn.Embedding(sparse=False) has"
-            )
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        for name in STATE:
-            if name not in state:
-                state[name] = torch.zeros_like(param, dtype=state_dtype(param), memory_format=torch.preserve_format)
+        state.update(initial_state(param, group["state_bits"], self._counter_device(param, group)))
         return state
 
+    def _counter_device(self, param: Tensor, group: dict[str, Any]) -> torch.device:
+        may_be_fused = param.is_cuda and self.backend != "reference"
+        return param.device if group["capturable"] or may_be_fused else torch.device("cpu")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, keeping its tensors in their own precision.
+        """Load a state, keeping its tensors in their own precision, or in that of this optimizer's `state_bits`.
 
         A state without a trace, as torch's Adam and AdamW save it, is taken with a trace that starts anew. Options it does
         not hold keep their defaults. Raises ValueError, before anything changes, for a state of other keys or shapes.
@@ -197,8 +226,10 @@ class NeuroPlastic(Optimizer):
             return {**incoming, "param_groups": completed_groups(self, incoming["param_groups"])}
 
         def restore(_: Optimizer) -> None:
+            groups = {param: group for group in self.param_groups for param in group["params"]}
             for param, entry in saved:
-                self.state[param] = restored(param, entry)
+                group = groups[param]
+                self.state[param] = restored(param, entry, group["state_bits"], self._counter_device(param, group))
 
         # torch rounds state to the parameter's dtype on loading; after every caller's hook, take the state as it was saved
         handles = (
@@ -212,55 +243,11 @@ class NeuroPlastic(Optimizer):
                 handle.remove()
 
 
-def state_dtype(param: Tensor) -> torch.dtype:
-    """The dtype of a parameter's state and of its arithmetic."""
-    return torch.float32 if param.dtype in (torch.float16, torch.bfloat16) else param.dtype
-
-
-def matched_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Pairs of a parameter and its saved state, checked."""
-    identifiers = (key for group in state_dict["param_groups"] for key in group["params"])
-    params = (param for group in optimizer.param_groups for param in group["params"])
-    for key, param in zip(identifiers, params, strict=False):  # torch reports unequal lengths
-        entry = state_dict["state"].get(key)
-        if not entry:
-            continue
-        missing = [name for name in ("step", "exp_avg", "exp_avg_sq") if name not in entry]
-        if missing:
-            raise ValueError(
-                f"state of parameter {key} lacks {', '.join(missing)}: it holds {', '.join(map(str, entry))}; NeuroPlastic "
-                "loads its own state or that of torch's Adam and AdamW"
+def refuse_sparse(grads: Sequence[Tensor | None]) -> None:
+    """Raise RuntimeError for the first gradient that is not dense."""
+    for grad in grads:
+        if grad is not None and grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
+                "use dense gradients, as nn.Embedding(sparse=False) has"
             )
-        for name in STATE:
-            if name in entry and entry[name].shape != param.shape:
-                raise ValueError(
-                    f"{name} of parameter {key} has shape {tuple(entry[name].shape)}, the parameter {tuple(param.shape)}; "
-                    "build the optimizer over the model the state was saved with"
-                )
-        yield param, entry
-
-
-def completed_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The saved groups, checked; what they do not set stays as the optimizer's groups have it."""
-    completed = []
-    for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=False)):
-        completed.append({**group, **check_options({**own, **group}, f"group {index} of the state to load")})
-    return completed + saved[len(completed) :]
-
-
-def restored(param: Tensor, entry: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of one parameter from its saved form."""
-    step = torch.as_tensor(entry["step"], dtype=torch.float32, device="cpu").clone()
-    dtype = state_dtype(param)
-    moments = {name: entry[name].to(param.device, dtype) for name in STATE if name in entry}
-    return {"step": step, **moments}
-
-
-def require_compiler() -> None:
-    """Raise RuntimeError if `torch.compile` would find no C++ compiler for the CPU."""
-    name = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(name) is None:
-        raise RuntimeError(
-            f"compile=True needs a C++ compiler, but {name!r} was not found; install one (for example the package g++), "
-            "name it in the environment variable CXX, or leave compile=False"
-        )

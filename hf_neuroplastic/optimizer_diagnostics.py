@@ -44,10 +44,10 @@ def measure(param: Tensor, state: dict[str, Tensor], hyper: Hyperparameters) -> 
     piece = one_piece(param, param.grad, state["trace"], state["exp_avg"], state["exp_avg_sq"])
     now = moment(state["step"].item(), hyper)
     fill_buffers(piece, hyper, now)
-    inverse = inverse_means([signal_sums(piece, hyper)], param.numel(), hyper.eps)
+    inverse = inverse_means([signal_sums(piece)], param.numel(), hyper.eps)
     norms = modulate(piece, inverse, hyper, now)
     norm = norms[1] * homeostasis([norms], param.numel(), hyper) * now.gain
-    alpha = piece.alpha if hyper.strength and piece.alpha is not None else torch.ones_like(piece.memory)
+    alpha = piece.memory if hyper.strength else torch.ones_like(piece.memory)
     lower, upper = alpha.new_tensor(hyper.alpha_range).mul_(hyper.strength).add_(1 - hyper.strength)
     gradient_norm = torch.linalg.vector_norm(param.grad.to(alpha.dtype))
     figures = (alpha.sum(), (alpha <= lower).sum(), (alpha >= upper).sum(), norm.square(), gradient_norm.square())

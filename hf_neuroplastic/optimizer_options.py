@@ -39,6 +39,10 @@ def is_range(value: Any) -> bool:
     return is_sequence_of(2, is_at_least_zero)(value) and value[0] <= value[1]
 
 
+def is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -64,13 +68,19 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (is_at_least_zero, "a number >= 0"),
     "decoupled_weight_decay": (is_bool, "True, False, or None for the base's own"),
     "maximize": (is_bool, "True or False"),
+    "max_grad_norm": (is_norm, "a number > 0, or None for no clipping"),
+    "stochastic_rounding": (is_bool, "True or False"),
+    "seed": (is_seed, "a whole number >= 0 and < 2**63"),
+    "state_bits": (lambda value: is_seed(value) and value in (8, 32), "8 or 32"),
+    "capturable": (is_bool, "True or False"),
 }
+STORAGE = ("state_bits", "capturable")  # how state is kept; the other options are arguments of a step
 
 
 def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
     """The options of one group, complete and checked.
 
-    `betas` and `decoupled_weight_decay` of None become the base's own, an infinite `max_update_norm` becomes None. Keys
+    `betas` and `decoupled_weight_decay` of None become the base's own, an infinite norm becomes None, no limit. Keys
     without a rule are dropped. Raises ValueError naming the option, the value, what is allowed and `where` it stood.
     """
     options = {name: options[name] for name in RULES}
@@ -81,6 +91,7 @@ def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
     for name, (allowed, rule) in RULES.items():
         if not allowed(options[name]):
             raise ValueError(f"{name} must be {rule}; got {options[name]!r} in {where}")
-    if options["max_update_norm"] == math.inf:
-        options["max_update_norm"] = None
+    for name in ("max_update_norm", "max_grad_norm"):
+        if options[name] == math.inf:
+            options[name] = None
     return options

@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Architecture:
     activation: str
     down: str
     width: str = "intermediate_size"  # where the model's configuration holds the number of neurons
+    whole: bool = (
+        False  # the container computes output_dropout(down(dropout(activation(up(x))))) of one argument, no more
+    )
+    dropout: str = ""
+    output_dropout: str = ""
 
 
 ARCHITECTURES = (
@@ -36,8 +41,9 @@ ARCHITECTURES = (
         "wav2vec2, HuBERT, WavLM, UniSpeech, UniSpeech-SAT, data2vec-audio, SEW, wav2vec2-conformer, wav2vec2-BERT",
         r"(Wav2Vec2|Hubert|WavLM|UniSpeech|UniSpeechSat|Data2VecAudio|SEW|Wav2Vec2Conformer|Wav2Vec2Bert)FeedForward",
         "intermediate_dense", "intermediate_act_fn", "output_dense",
+        whole=True, dropout="intermediate_dropout", output_dropout="output_dropout",
     ),
-    Architecture("AST, ViT", r"(AST|ViT)MLP", "fc1", "activation_fn", "fc2"),
+    Architecture("AST, ViT", r"(AST|ViT)MLP", "fc1", "activation_fn", "fc2", whole=True),
     Architecture(
         "BERT, RoBERTa; AST, ViT as transformers laid them out before the MLP class",
         r"(Bert|Roberta|AST|ViT)Layer", "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense",
@@ -61,6 +67,9 @@ class Site:
     activation: nn.Module
     down: nn.Linear
     width_key: str | None = None  # where the model's configuration holds the width, if it does
+    container: nn.Module | None = None  # the module that computes this site and nothing else, if there is one
+    dropout: nn.Module | None = None
+    output_dropout: nn.Module | None = None
 
     @property
     def width(self) -> int:
@@ -148,8 +157,16 @@ def _sites_of(name: str, module: nn.Module) -> Iterator[Site]:
             parts = [_descend(module, path) for path in (architecture.up, architecture.activation, architecture.down)]
             if None not in parts:
                 up, activation, down = parts
-                yield _checked_site(name, up, activation, down, architecture.width)
+                site = _checked_site(name, up, activation, down)
+                yield replace(site, width_key=architecture.width, **_whole_parts(architecture, module))
                 return
+
+
+def _whole_parts(architecture: Architecture, module: nn.Module) -> dict[str, Any]:
+    if not architecture.whole:
+        return {}
+    paths = {"dropout": architecture.dropout, "output_dropout": architecture.output_dropout}
+    return {"container": module} | {role: _descend(module, path) for role, path in paths.items() if path}
 
 
 def _descend(module: nn.Module, path: str) -> Any:
@@ -172,7 +189,7 @@ def _sites_of_sequential(name: str, sequential: nn.Sequential) -> Iterator[Site]
             yield _checked_site(f"{name}.{key}" if name else key, up, activation, down)
 
 
-def _checked_site(name: str, up: Any, activation: Any, down: Any, width_key: str | None = None) -> Site:
+def _checked_site(name: str, up: Any, activation: Any, down: Any) -> Site:
     for role, part in (("up", up), ("down", down)):
         if type(part) is not nn.Linear:
             raise TypeError(
@@ -187,7 +204,7 @@ def _checked_site(name: str, up: Any, activation: Any, down: Any, width_key: str
         require_whole(name, part)
     if up.out_features != down.in_features:
         raise ValueError(f"{name!r}: up gives {up.out_features} neurons but down takes {down.in_features}")
-    return Site(name, up, activation, down, width_key)
+    return Site(name, up, activation, down)
 
 
 def silences(site: Site) -> bool:

@@ -62,7 +62,15 @@ def apply_decisions(
         _neuron_tensors(site, known, mask, score, config.threshold, init, optimizer, index)
         for index, (site, known, mask, score) in enumerate(zip(sites, statistics, masks, scores, strict=True))
     ]
-    neuron_reinit(tensors, init=init, std=config.init_std, outgoing=outgoing, seed=config.random_seed, event=event)
+    neuron_reinit(
+        tensors,
+        init=init,
+        std=config.init_std,
+        outgoing=outgoing,
+        seed=config.random_seed,
+        event=event,
+        backend=config.backend,
+    )
     for known, mask in zip(statistics, masks, strict=True):
         known.forget(mask)
         if action is Action.GROW:

@@ -17,7 +17,7 @@ LEVELS = {
     "statistics": 2,
     "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3,
     "optimizer_options": 2, "optimizer_diagnostics": 3, "optimizer_storage": 3,
-    "surgery": 4, "resize": 4, "optimizer": 4,
+    "fused_forward": 4, "surgery": 4, "resize": 4, "optimizer": 4,
     "dropin": 5,
     "checkpoint": 6,
     "callback": 7,

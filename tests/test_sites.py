@@ -55,10 +55,10 @@ def test_frozen_layers_are_left_out_or_refused_when_asked_for():
         select_sites(model)
 
 
-def _tied_layers():
+def _tied(linear, attribute):
     model = tiny_model("ast")
-    layers = model.audio_spectrogram_transformer.layers
-    layers[1].mlp.fc1.weight = layers[0].mlp.fc1.weight
+    first, second = (getattr(layer.mlp, linear) for layer in model.audio_spectrogram_transformer.layers)
+    setattr(second, attribute, getattr(first, attribute))
     return model
 
 
@@ -71,13 +71,6 @@ def _adapted():
     model = tiny_model("ast")
     mlp = model.audio_spectrogram_transformer.layers[0].mlp
     mlp.fc1 = nn.Sequential(mlp.fc1)
-    return model
-
-
-def _tied_bias():
-    model = tiny_model("ast")
-    layers = model.audio_spectrogram_transformer.layers
-    layers[1].mlp.fc2.bias = layers[0].mlp.fc2.bias
     return model
 
 
@@ -94,7 +87,7 @@ def _sharded():
 
 
 ERRORS = [
-    (_tied_bias, None, ValueError, ["shares a weight", "layers.1.mlp.fc2.bias"]),
+    (lambda: _tied("fc2", "bias"), None, ValueError, ["shares a weight", "layers.1.mlp.fc2.bias"]),
     (_recomputed, None, TypeError, ["'0'", "torch.nn.Linear"]),
     (_sharded, None, TypeError, ["'0'", "sharded", "ZeRO-3", "DDP"]),
     (
@@ -107,7 +100,7 @@ ERRORS = [
     (lambda: tiny_model("wav2vec2"), 2, ValueError, ["index 2", "layers.0.feed_forward", "layers.1.feed_forward"]),
     (lambda: tiny_model("wav2vec2"), "decoder", ValueError, ["'decoder'", "matches none", "layers.1.feed_forward"]),
     (lambda: tiny_model("wav2vec2"), "layers[", ValueError, ["'layers['", "regular expression"]),
-    (_tied_layers, None, ValueError, ["shares a weight", "layers.1.mlp.fc1.weight", "untie"]),
+    (lambda: _tied("fc1", "weight"), None, ValueError, ["shares a weight", "layers.1.mlp.fc1.weight", "untie"]),
     (_shared_activation, None, ValueError, ["activation", "own instance"]),
     (_adapted, None, TypeError, ["up projection", "layers.0.mlp", "torch.nn.Linear", "Sequential"]),
 ]

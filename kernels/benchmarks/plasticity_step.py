@@ -21,18 +21,30 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 OPTIONS = {"lr": 1e-5, "weight_decay": 0.01}
 ADAMW_BYTES, PLASTIC_BYTES = 28, 36  # per fp32 parameter, every stream moved once: p, g, m, v; and a
+FUSED_BYTES = 16 + 32 + 12  # of the three launches
+EIGHT_BIT_BYTES = 7 + 7 + 18 + 4 * 12 / 256  # likewise; the last part are scales
 WARMUP = 3
 
 
-def optimizers(device: str) -> dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], int]]:
-    """Name -> (how to build it, the bytes per parameter it cannot go below). The first is the one ratios refer to."""
+def optimizers(device: str) -> dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], float]]:
+    """Name -> (how to build it, the bytes per parameter it moves). The first is the one ratios refer to.
+
+    The fused forms' bytes are those their launches move; the others' are what they cannot go below.
+    """
     adamw, ours = torch.optim.AdamW, NeuroPlastic
-    built: dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], int]] = {
+    built: dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], float]] = {
         "AdamW(fused)": (lambda p: adamw(p, **OPTIONS, fused=True, capturable=device == "cuda"), ADAMW_BYTES),
         "AdamW(foreach)": (lambda p: adamw(p, **OPTIONS, foreach=True), ADAMW_BYTES),
-        "NeuroPlastic": (lambda p: ours(p, **OPTIONS, backend="reference"), PLASTIC_BYTES),
-        "NeuroPlastic(compile)": (lambda p: ours(p, **OPTIONS, backend="reference", compile=True), PLASTIC_BYTES),
+        "NeuroPlastic(reference)": (lambda p: ours(p, **OPTIONS, backend="reference"), PLASTIC_BYTES),
     }
+    if device == "cpu":
+        built["NeuroPlastic(native)"] = (lambda p: ours(p, **OPTIONS, compile=True), PLASTIC_BYTES)
+    if device == "cuda":
+        built["NeuroPlastic(fused)"] = (lambda p: ours(p, **OPTIONS, backend="fused"), FUSED_BYTES)
+        built["NeuroPlastic(fused, 8-bit)"] = (
+            lambda p: ours(p, **OPTIONS, backend="fused", state_bits=8),
+            EIGHT_BIT_BYTES,
+        )
     return built
 
 
@@ -69,6 +81,36 @@ def peak_memory(action: Callable[[], Any], device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
+def launches(action: Callable[[], Any], device: str) -> int | None:
+    """What one call starts on the device: kernels, copies and fills; None on the CPU."""
+    if device != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        action()
+        synchronize(device)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+
+
+def prepared(build: Callable[[], torch.optim.Optimizer], device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """An optimizer's step, warmed up, and what is counted once: bytes kept and needed, launches."""
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    optimizer = build()
+    for _ in range(WARMUP):
+        optimizer.step()
+    kept = torch.cuda.memory_allocated() - before if device == "cuda" else None
+    counted = {
+        "state_bytes": state_bytes(optimizer),
+        "kept_bytes": kept,  # state and workspace, on CUDA
+        "peak_bytes": peak_memory(optimizer.step, device),
+        "launches": launches(optimizer.step, device),
+    }
+    return optimizer.step, counted
+
+
 def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
     with torch.device("meta"):
         shapes = [tuple(p.shape) for p in MODELS[model]().parameters()]
@@ -76,11 +118,9 @@ def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
     for param in params:
         param.grad = torch.randn_like(param) * 1e-3
     count, bandwidth, built = sum(p.numel() for p in params), memory_bandwidth(device), optimizers(device)
-    steps = {name: build(params).step for name, (build, _) in built.items()}  # all step the same parameters
-    for step in steps.values():
-        for _ in range(WARMUP):
-            step()
-    peaks = {name: peak_memory(step, device) for name, step in steps.items()}
+    steps, counted = {}, {}
+    for name, (build, _) in built.items():  # all step the same parameters
+        steps[name], counted[name] = prepared(lambda build=build: build(params), device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -97,10 +137,10 @@ def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
             "ms": seconds[name] * 1e3,
             "host_ms": statistics.median(host for _, host in times[name]) * 1e3,
             "ratio": seconds[name] / anchor,
-            "least_bytes_per_parameter": built[name][1],
+            "bytes_per_parameter": built[name][1],
             "share_of_bandwidth": built[name][1] * count / seconds[name] / bandwidth,
             "bandwidth_gb_per_s": bandwidth / 1e9,
-            "peak_bytes": peaks[name],
+            **counted[name],
         }
         for name in steps
     ]

@@ -4,52 +4,17 @@ import math
 
 import pytest
 import torch
+from neuron_cases import INITS, D, N, chosen_mask, copy_site, random_site
 
 from neuroplastic_kernels import neuron_reinit
-from neuroplastic_kernels.neurons import NeuronTensors, StateSlice
-
-N, D, M = 12, 7, 5
-INITS = ("normal", "fan_in", "layer", "split", "zero")
-
-
-def _site(mask, *, bias=True, dtype=torch.float32, site=0, n=N, d=D, m=M):
-    generator = torch.Generator().manual_seed(1)
-    draw = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
-    mask = torch.as_tensor(mask)
-    survivors = ~mask
-    strongest = survivors.nonzero().squeeze(1)
-    donors = torch.zeros(n, dtype=torch.long)
-    count = min(int(mask.sum()), strongest.numel())
-    donors[mask.nonzero().squeeze(1)[:count]] = strongest[:count]
-    return NeuronTensors(
-        up_weight=draw(n, d), up_bias=draw(n) if bias else None,
-        down_weight=draw(m, n), down_bias=draw(m) if bias else None,
-        mask=mask, survivors=survivors, mean_output=torch.randn(n, generator=generator),
-        donors=donors,
-        state=(StateSlice(draw(n, d), 0, "zero"), StateSlice(draw(n, d).abs(), 0, "mean"), StateSlice(draw(m, n), 1, "zero"),
-               StateSlice(draw(m, n).abs(), 1, "mean"), StateSlice(draw(n).abs(), 0, "mean")),
-        site=site,
-    )  # fmt: skip
-
-
-def _copy(tensors):
-    clone = lambda t: t.clone() if isinstance(t, torch.Tensor) else t  # noqa: E731
-    state = tuple(StateSlice(s.tensor.clone(), s.dim, s.fill) for s in tensors.state)
-    return NeuronTensors(*(clone(field) for field in tensors))._replace(state=state)
-
-
-def _mask(*chosen, n=N):
-    mask = torch.zeros(n, dtype=torch.bool)
-    mask[list(chosen)] = True
-    return mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("init", INITS)
 def test_nothing_outside_the_chosen_slices_changes(init, bias, dtype):
-    tensors = _site(_mask(2, 5, 11), bias=bias, dtype=dtype)
-    before = _copy(tensors)
+    tensors = random_site(chosen_mask(2, 5, 11), bias=bias, dtype=dtype)
+    before = copy_site(tensors)
     neuron_reinit([tensors], init=init, seed=3, event=9)
     kept = tensors.survivors.clone()
     assert torch.equal(tensors.up_weight[kept], before.up_weight[kept])
@@ -65,8 +30,8 @@ def test_nothing_outside_the_chosen_slices_changes(init, bias, dtype):
 
 @pytest.mark.parametrize("init", INITS)
 def test_nobody_chosen_changes_nothing(init):
-    tensors = _site(_mask())
-    before = _copy(tensors)
+    tensors = random_site(chosen_mask())
+    before = copy_site(tensors)
     neuron_reinit([tensors], init=init)
     for found, old in zip(tensors, before, strict=True):
         if isinstance(found, torch.Tensor):
@@ -75,8 +40,8 @@ def test_nobody_chosen_changes_nothing(init):
 
 
 def test_state_restarts_at_zero_or_at_the_survivors_mean():
-    tensors = _site(_mask(0, 4))
-    before = _copy(tensors)
+    tensors = random_site(chosen_mask(0, 4))
+    before = copy_site(tensors)
     neuron_reinit([tensors])
     for found, old in zip(tensors.state, before.state, strict=True):
         chosen = found.tensor.transpose(0, found.dim)[tensors.mask]
@@ -86,8 +51,8 @@ def test_state_restarts_at_zero_or_at_the_survivors_mean():
 
 
 def test_the_mean_output_moves_into_the_next_bias():
-    tensors = _site(_mask(1, 6))
-    before = _copy(tensors)
+    tensors = random_site(chosen_mask(1, 6))
+    before = copy_site(tensors)
     neuron_reinit([tensors])
     gone = before.down_weight[:, tensors.mask] @ before.mean_output[tensors.mask]
     torch.testing.assert_close(tensors.down_bias, before.down_bias + gone)
@@ -95,8 +60,8 @@ def test_the_mean_output_moves_into_the_next_bias():
 
 
 def test_outgoing_keep_leaves_the_next_layer_alone():
-    tensors = _site(_mask(1, 6))
-    before = _copy(tensors)
+    tensors = random_site(chosen_mask(1, 6))
+    before = copy_site(tensors)
     neuron_reinit([tensors], outgoing="keep")
     assert torch.equal(tensors.down_weight, before.down_weight)
     assert torch.equal(tensors.down_bias, before.down_bias)
@@ -108,7 +73,7 @@ def test_outgoing_keep_leaves_the_next_layer_alone():
 )
 def test_fresh_rows_have_the_promised_distribution(init, mean, std):
     n, d = 600, 64
-    tensors = _site(torch.arange(n) < 300, n=n, d=d)
+    tensors = random_site(torch.arange(n) < 300, n=n, d=d)
     tensors.up_weight[300:].mul_(0.5).add_(2.0)
     tensors.up_weight[300:] += 2.0 - tensors.up_weight[300:].mean()
     tensors.up_weight[300:] = (tensors.up_weight[300:] - 2.0) * (0.5 / tensors.up_weight[300:].std()) + 2.0
@@ -121,7 +86,7 @@ def test_fresh_rows_have_the_promised_distribution(init, mean, std):
 
 
 def test_split_preserves_the_function_and_its_twins_differ_in_gradient():
-    tensors = _site(_mask(3, 8))
+    tensors = random_site(chosen_mask(3, 8))
     tensors = tensors._replace(mean_output=torch.zeros(N))
     donors = tensors.donors[tensors.mask]
     x = torch.randn(20, D, dtype=torch.float64)
@@ -140,7 +105,7 @@ def test_split_preserves_the_function_and_its_twins_differ_in_gradient():
 
 def test_split_without_donors_is_refused():
     with pytest.raises(ValueError, match=r"split.*donors"):
-        neuron_reinit([_site(_mask(1))._replace(donors=None)], init="split")
+        neuron_reinit([random_site(chosen_mask(1))._replace(donors=None)], init="split")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,20 +113,20 @@ def test_numbers_belong_to_places_not_to_the_order_of_work(dtype):
     """A neuron gets the same weights whether reborn alone or in company, in any list of sites; others for another event."""
 
     def row(mask, sites_before=0, **keys):
-        tensors = _site(mask, dtype=dtype, site=keys.pop("site", 4))
-        neuron_reinit([_site(_mask(1)) for _ in range(sites_before)] + [tensors], init="fan_in", **keys)
+        tensors = random_site(mask, dtype=dtype, site=keys.pop("site", 4))
+        neuron_reinit([random_site(chosen_mask(1)) for _ in range(sites_before)] + [tensors], init="fan_in", **keys)
         return tensors.up_weight[5]
 
-    base = row(_mask(5), seed=1, event=2)
-    assert torch.equal(base, row(_mask(0, 5, 9), seed=1, event=2))
-    assert torch.equal(base, row(_mask(5), sites_before=3, seed=1, event=2))
+    base = row(chosen_mask(5), seed=1, event=2)
+    assert torch.equal(base, row(chosen_mask(0, 5, 9), seed=1, event=2))
+    assert torch.equal(base, row(chosen_mask(5), sites_before=3, seed=1, event=2))
     for other in ({"seed": 2, "event": 2}, {"seed": 1, "event": 3}, {"seed": 1, "event": 2, "site": 5}):
-        assert not torch.equal(base, row(_mask(5), **other))
+        assert not torch.equal(base, row(chosen_mask(5), **other))
 
 
 @pytest.mark.parametrize("init", INITS[:3])
 def test_everyone_may_be_reborn(init):
-    tensors = _site(_mask(*range(N)))
+    tensors = random_site(chosen_mask(*range(N)))
     neuron_reinit([tensors], init=init)
     assert not tensors.down_weight.any()
     for found in (tensors.up_weight, *(state.tensor for state in tensors.state)):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hf_neuroplastic import NeuroPlastic
-from hf_neuroplastic import optimizer as optimizer_module
 
 BAD = {
     "lr": [-1.0, math.nan, math.inf, "fast", None, torch.ones(2), True],
@@ -54,12 +53,6 @@ def test_a_bad_option_of_a_later_group_names_the_group_and_leaves_it_out():
 def test_other_bad_arguments(options, error, words):
     with pytest.raises(error, match=words):
         NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], **options)
-
-
-def test_compile_without_a_compiler_says_so(monkeypatch):
-    monkeypatch.setattr(optimizer_module.shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"compile=True needs a C\+\+ compiler, but .* install one .* CXX"):
-        NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], compile=True)
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,8 @@ class NeuronTensors(NamedTuple):
     donors: Tensor | None  # [N] int64, init="split" only: which surviving neuron a chosen one splits; distinct donors
     state: tuple[StateSlice, ...]
     site: int  # word of the random counter: the same site gets the same numbers in any list
+
+    def written(self) -> tuple[Tensor, ...]:
+        """Every tensor that surgery may write to."""
+        own = (self.up_weight, self.up_bias, self.down_weight, self.down_bias)
+        return (*(tensor for tensor in own if tensor is not None), *(state.tensor for state in self.state))

@@ -49,9 +49,8 @@ def ffn_activation(
     Raises:
         ValueError: an unknown activation, or a shape that does not fit `h`.
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
-    z = ACTIVATIONS[activation](h if bias is None else h + bias)
+    check_activation(activation)
+    z = ACTIVATIONS[activation](h if bias is None else h + bias.to(h.dtype))
     if moments is not None:
         z = record_moments(z, moments, token_mask)
     return F.dropout(z, dropout, training)
@@ -71,11 +70,22 @@ def record_moments(z: Tensor, moments: Tensor, token_mask: Tensor | None = None)
     Raises:
         ValueError: a shape does not fit `z`.
     """
-    if moments.shape != (ROWS, z.shape[-1]):
-        raise ValueError(f"moments must have shape {(ROWS, z.shape[-1])} to match z, got {tuple(moments.shape)}")
-    if token_mask is not None and token_mask.shape != z.shape[:-1]:
-        raise ValueError(f"token_mask must have shape {tuple(z.shape[:-1])} to match z, got {tuple(token_mask.shape)}")
+    check_moments(moments, token_mask, z.shape)
     return _RecordMoments.apply(z, moments, token_mask)
+
+
+def check_activation(name: str) -> None:
+    """Raises ValueError for an unknown activation."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
+
+
+def check_moments(moments: Tensor, token_mask: Tensor | None, shape: torch.Size) -> None:
+    """Raises ValueError if the shape of `moments` or `token_mask` does not fit neuron outputs of shape [..., N]."""
+    if moments.shape != (ROWS, shape[-1]):
+        raise ValueError(f"moments must have shape {(ROWS, shape[-1])} to match z, got {tuple(moments.shape)}")
+    if token_mask is not None and token_mask.shape != shape[:-1]:
+        raise ValueError(f"token_mask must have shape {tuple(shape[:-1])} to match z, got {tuple(token_mask.shape)}")
 
 
 class _RecordMoments(torch.autograd.Function):
@@ -102,7 +112,7 @@ def add_moments(moments: Tensor, z: Tensor, dz: Tensor, token_mask: Tensor | Non
         z, dz: [..., N] neuron outputs and the loss gradient with respect to them.
         token_mask: [...] bool or None.
     """
-    z, dz = (x.detach().reshape(-1, x.shape[-1]).to(moments.dtype) for x in (z, dz))
+    z, dz = (x.detach().reshape(x.shape[:-1].numel(), x.shape[-1]).to(moments.dtype) for x in (z, dz))
     if token_mask is not None:
         counted = token_mask.reshape(-1).nonzero().squeeze(1)
         z, dz = z.index_select(0, counted), dz.index_select(0, counted)

@@ -95,12 +95,17 @@ def _fresh_rows(tensors: NeuronTensors, chosen: Tensor, init: Init, std: float, 
         bias[chosen] = fresh_bias
 
 
-def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> None:
+def checked_donors(tensors: NeuronTensors) -> Tensor:
+    """The donors of a site. Raises ValueError if there are none."""
     if tensors.donors is None:
         raise ValueError(
             'init="split" needs donors: [N] int64, the surviving neuron each chosen one is split from; got None'
         )
-    donors = tensors.donors[chosen]
+    return tensors.donors
+
+
+def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> None:
+    donors = checked_donors(tensors)[chosen]
     tensors.up_weight[chosen] = tensors.up_weight[donors]
     if tensors.up_bias is not None:
         tensors.up_bias[chosen] = tensors.up_bias[donors]

@@ -16,19 +16,21 @@ ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
 
-def philox(seed: int, index: Tensor, event: int, site: int, tensor: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    seed: int, index: Tensor, event: int | Tensor, site: int, tensor: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit words per element of `index`.
 
     Args:
         seed: the 64-bit key.
         index: int64, any shape: logical element indices, below 2**32.
-        event, site, tensor: the other three words of the counter.
+        event, site, tensor: the other three words of the counter; event may be an int64 scalar on the device.
 
     Returns:
         Four int64 tensors of `index`'s shape holding values in [0, 2**32).
     """
     key = [seed & _LOW, (seed >> 32) & _LOW]
-    counter = [index & _LOW] + [torch.full_like(index, word & _LOW) for word in (event, site, tensor)]
+    counter = [index & _LOW] + [torch.zeros_like(index) + (word & _LOW) for word in (event, site, tensor)]
     for _ in range(ROUNDS):
         # int64 products wrap, which leaves all 64 bits right; the mask undoes the sign extension of the shift.
         products = [MULTIPLIERS[0] * counter[0], MULTIPLIERS[1] * counter[2]]

@@ -51,16 +51,19 @@ class Hyperparameters(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """The numbers that change from step to step."""
+    """The numbers that change from step to step: floats, or float64 scalars on the device."""
 
-    blend: float  # gate * scale: how far alpha moves from alpha_grad to alpha_full
-    correction: float  # sqrt(1 - b2^step), Adam's second bias correction
-    gain: float  # what `base_direction` lacks: Adam's first bias correction; for momentum, 1/(1-b1) from average to sum
+    blend: float | Tensor  # gate * scale: how far alpha moves from alpha_grad to alpha_full
+    correction: float | Tensor  # sqrt(1 - b2^step), Adam's second bias correction
+    gain: float | Tensor  # what `base_direction` lacks: Adam's first bias correction; for momentum 1/(1-b1), for a sum
 
 
-def moment(step: float, hyper: Hyperparameters) -> Moment:
+def moment(step: float | Tensor, hyper: Hyperparameters) -> Moment:
     """The numbers of step 1, 2, ...; the gate is 0 at the first, 1 after `warmup_steps`, and 1 without warm-up."""
-    gate = min(max((step - 1) / hyper.warmup_steps, 0.0), 1.0) if hyper.warmup_steps else 1.0
+    gate: float | Tensor = 1.0
+    if hyper.warmup_steps:
+        done = (step - 1) / hyper.warmup_steps
+        gate = done.clamp(max=1.0) if isinstance(done, Tensor) else min(done, 1.0)
     beta1, beta2 = hyper.betas
     gain = {"gradient": 1.0, "momentum": 1 / (1 - beta1), "adamw": 1 / (1 - beta1**step)}[hyper.base]
     return Moment(gate * hyper.plasticity_scale if hyper.signals == "all" else 0.0, (1 - beta2**step) ** 0.5, gain)
@@ -69,8 +72,7 @@ def moment(step: float, hyper: Hyperparameters) -> Moment:
 class Piece(NamedTuple):
     """Matching parts of one tensor's streams and buffers, all of one shape.
 
-    `memory` holds r, `update` the base and then u, `magnitude` |g| and `alpha` the coefficient; `alpha` may be `memory`
-    itself. Without a buffer (None) the last two are new tensors, which a compiler never stores.
+    `magnitude` holds |g|, `memory` r and then the coefficient, `update` the base and then u.
     """
 
     param: Tensor
@@ -78,10 +80,9 @@ class Piece(NamedTuple):
     trace: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    magnitude: Tensor
     memory: Tensor
     update: Tensor
-    magnitude: Tensor | None
-    alpha: Tensor | None
 
 
 def effective_gradient(piece: Piece, hyper: Hyperparameters) -> Tensor:
@@ -94,21 +95,17 @@ def effective_gradient(piece: Piece, hyper: Hyperparameters) -> Tensor:
     return grad
 
 
-def magnitude(piece: Piece, hyper: Hyperparameters) -> Tensor:
-    """|g|."""
-    return torch.abs(effective_gradient(piece, hyper), out=piece.magnitude)
-
-
 def advance_state(piece: Piece, hyper: Hyperparameters) -> None:
     """a, m and v, in place."""
     grad, (beta1, beta2) = effective_gradient(piece, hyper), hyper.betas
-    piece.trace.lerp_(magnitude(piece, hyper), 1 - hyper.trace_decay)
+    piece.trace.lerp_(torch.abs(grad, out=piece.magnitude), 1 - hyper.trace_decay)
     piece.exp_avg.lerp_(grad, 1 - beta1)
     piece.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
 
 
 def fill_buffers(piece: Piece, hyper: Hyperparameters, now: Moment) -> None:
-    """r into `memory` and, for the base "adamw", that base into `update`."""
+    """|g| into `magnitude`, r into `memory` and, for the base "adamw", that base into `update`."""
+    torch.abs(effective_gradient(piece, hyper), out=piece.magnitude)
     root = torch.sqrt(piece.exp_avg_sq, out=piece.update)
     torch.div(piece.exp_avg, torch.add(root, hyper.eps, out=piece.memory), out=piece.memory).abs_()
     if hyper.base == "adamw":
@@ -123,9 +120,9 @@ def base_direction(piece: Piece, hyper: Hyperparameters) -> Tensor:
     return piece.exp_avg if hyper.base == "momentum" else effective_gradient(piece, hyper)
 
 
-def signal_sums(piece: Piece, hyper: Hyperparameters) -> tuple[Tensor, Tensor, Tensor]:
+def signal_sums(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of a, |g| and r over a piece."""
-    return piece.trace.sum(), magnitude(piece, hyper).sum(), piece.memory.sum()
+    return piece.trace.sum(), piece.magnitude.sum(), piece.memory.sum()
 
 
 def inverse_means(sums: Sequence[tuple[Tensor, ...]], numel: int, eps: float) -> list[Tensor]:
@@ -134,17 +131,19 @@ def inverse_means(sums: Sequence[tuple[Tensor, ...]], numel: int, eps: float) ->
 
 
 def coefficient(piece: Piece, inverse: Sequence[Tensor], hyper: Hyperparameters, now: Moment) -> Tensor:
-    """The plasticity coefficient alpha of each element. It is not clipped again after blending."""
-    bounds, of_gradient = hyper.alpha_range, magnitude(piece, hyper)
-    if not now.blend:
-        alpha = torch.mul(of_gradient, inverse[1], out=piece.alpha).clamp_(*bounds)
+    """The plasticity coefficient alpha of each element, into `memory`. It is not clipped again after blending."""
+    bounds, of_gradient = hyper.alpha_range, piece.magnitude
+    on_device = isinstance(now.blend, Tensor)  # then its value is not looked at
+    if not on_device and not now.blend:
+        alpha = torch.mul(of_gradient, inverse[1], out=piece.memory).clamp_(*bounds)
     else:
         trace_gain, gradient_gain, memory_gain = (w * x for w, x in zip(hyper.signal_weights, inverse, strict=True))
-        alpha = torch.mul(piece.memory, memory_gain, out=piece.alpha).addcmul_(piece.trace, trace_gain)
+        alpha = piece.memory.mul_(memory_gain).addcmul_(piece.trace, trace_gain)
         alpha = alpha.addcmul_(of_gradient, gradient_gain).clamp_(*bounds)
-        if now.blend != 1:
+        if on_device or now.blend != 1:
             alpha_grad = of_gradient.mul_(inverse[1]).clamp_(*bounds)
-            alpha = torch.lerp(alpha_grad, alpha, now.blend, out=piece.alpha)
+            blend = now.blend.to(alpha.dtype) if isinstance(now.blend, Tensor) else now.blend
+            alpha = torch.lerp(alpha_grad, alpha, blend, out=piece.memory)
     return alpha if hyper.strength == 1 else alpha.mul_(hyper.strength).add_(1 - hyper.strength)
 
 

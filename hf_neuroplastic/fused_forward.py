@@ -1,0 +1,76 @@
+"""The feed-forward layer with its elementwise part in one kernel, which also takes the neurons' moments in its backward pass.
+
+What the fusion saves pays for what the watching costs. It stands in for the layer's own forward while the layer is observed
+in training; in evaluation, and wherever the kernel cannot run, the stock forward runs.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuroplastic_kernels import ffn_activation, select
+from neuroplastic_kernels.layers import activation_name
+from neuroplastic_kernels.reference.ffn_activation import ffn_activation as reference_form
+
+from .observation import Observer
+from .sites import Site
+
+
+class FusedForward:
+    """Takes the place of `container.forward` on one instance; the class and its methods stay as they are.
+
+    Args:
+        site: with the module that computes `output_dropout(down(dropout(activation(up(x)))))`.
+        observer: says whether this pass is observed, and where its moments go.
+        backend: "auto" or "fused", see neuroplastic_kernels.dispatch.
+    """
+
+    def __init__(self, site: Site, observer: Observer, backend: str) -> None:
+        self.site, self.observer, self.backend = site, observer, backend
+        self.activation = activation_name(site.activation)
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        site = self.site
+        assert site.container is not None  # `install` saw to it
+        if not self._applies(hidden_states):
+            return type(site.container).forward(site.container, hidden_states)
+        dropout, training = _probability(site.dropout)
+        h = F.linear(hidden_states, site.up.weight)
+        token_mask = self.observer.token_mask(h)  # first: it may bring the moments to this device
+        z = ffn_activation(
+            h, site.up.bias, self.observer.statistics.moments, activation=self.activation, dropout=dropout,
+            training=training, token_mask=token_mask, backend=self.backend,
+        )  # fmt: skip
+        y = site.down(z)
+        return y if site.output_dropout is None else site.output_dropout(y)
+
+    def _applies(self, hidden_states: Tensor) -> bool:
+        site = self.site
+        if not (self.observer.active(site.activation) and site.up.weight.requires_grad):
+            return False
+        hooked = (*site.up._forward_hooks, *site.up._forward_pre_hooks, *site.up._backward_hooks)
+        others = [hook for hook in site.activation._forward_hooks.values() if not isinstance(hook, Observer)]
+        if hooked or others:
+            return False  # they expect to be called
+        return select("ffn_activation", self.backend, [hidden_states]) is not reference_form
+
+
+def install(site: Site, observer: Observer, backend: str) -> bool:
+    """Fuses the layer of `site`, if its module computes nothing else and the activation is known; says whether it did."""
+    if backend == "reference" or site.container is None or activation_name(site.activation) is None:
+        return False
+    if "forward" in vars(site.container):
+        return False  # somebody else's patch
+    site.container.forward = FusedForward(site, observer, backend)  # type: ignore[method-assign, assignment]
+    return True
+
+
+def remove(container: nn.Module | None) -> None:
+    """Gives `container` its own forward back."""
+    if container is not None and isinstance(vars(container).get("forward"), FusedForward):
+        del container.forward
+
+
+def _probability(dropout: nn.Module | None) -> tuple[float, bool]:
+    return (dropout.p, dropout.training) if isinstance(dropout, nn.Dropout) else (0.0, False)

@@ -1,0 +1,94 @@
+"""Compiles a C++ file of this folder with the system's compiler, once for each machine, and loads it."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+# Errors of arithmetic are neither trapped nor put into errno, so that roots and quotients vectorise; NaN and inf stay right.
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+REMEDY = "install one (for example the package g++), name it in the environment variable CXX, or leave compile=False"
+
+
+def compiler() -> list[str]:
+    """The command in CXX, else the system's compiler. Raises RuntimeError where it is not installed."""
+    command = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"compile=True needs a C++ compiler, but {command[0]!r} was not found; {REMEDY}")
+    return command
+
+
+def cache_folder() -> Path:
+    """NEUROPLASTIC_CACHE_DIR, else a folder in XDG_CACHE_HOME or ~/.cache."""
+    chosen = os.environ.get("NEUROPLASTIC_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroplastic_kernels"
+
+
+def processor() -> str:
+    """What -march=native depends on."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    named = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join([platform.machine(), platform.processor(), *named])
+
+
+def run(command: list[str]) -> str:
+    """What a command prints. Raises RuntimeError with its first error line, or its first line, where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    reason = next((line for line in lines if "error" in line), next(iter(lines), "it printed nothing"))
+    raise RuntimeError(
+        f"compile=True needs a working C++ compiler, but {shlex.join(command)} ended with status {done.returncode}: "
+        f"{reason}; {REMEDY}"
+    )
+
+
+def build(source: Path) -> Path:
+    """The shared library of a C++ file, from the cache where it holds one for this file, compiler and processor.
+
+    Processes that build at the same time do the same work; each puts a whole file in place. Raises RuntimeError for a
+    missing or failing compiler, and for a cache folder that cannot be written.
+    """
+    command = compiler()
+    version = run([*command, "--version"])
+    parts = (source.read_bytes(), *(part.encode() for part in (*command, *FLAGS, version, processor())))
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    library = cache_folder() / f"{source.stem}-{digest}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{source.stem}-") as folder:
+            fresh = Path(folder) / library.name
+            run([*command, *FLAGS, str(source), "-o", str(fresh)])
+            os.replace(fresh, library)
+    except OSError as error:
+        raise RuntimeError(
+            f"compile=True keeps its library in {library.parent}, which failed: {error}; name a folder that can be written "
+            "in the environment variable NEUROPLASTIC_CACHE_DIR"
+        ) from error
+    return library
+
+
+@cache
+def load(source: Path) -> ctypes.CDLL:
+    """The library of a C++ file, built on first use. Raises RuntimeError as `build` does, and where it does not load."""
+    library = build(source)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise RuntimeError(
+            f"compile=True built {library}, which does not load: {error}; delete that file, or name another folder in the "
+            "environment variable NEUROPLASTIC_CACHE_DIR"
+        ) from error

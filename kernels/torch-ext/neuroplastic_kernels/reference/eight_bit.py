@@ -1,0 +1,98 @@
+"""Optimizer state in 8 bits: a code per element and a scale per block of 256, computed without tables.
+
+With s the largest magnitude of a block, L the largest code and k the power of the stream,
+
+    value = s * sign(code) * (|code| / L)^k          m: int8, L 127, k 2;  a: uint8, L 255, k 2;  v: uint8, L 255, k 4
+
+so that precision is relative: sqrt(v), which divides a step, has the resolution of a, and v spans nine decades. Of the two
+codes around a value one is drawn such that the expected value is exact. Nearest rounding would not do: a moment that decays by
+a thousandth per step would stay at its code for ever. A positive v never becomes 0, which would let a step explode.
+
+Blocks are those of Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861; the arithmetic codes in
+place of its tables and the unbiased draw are deviations. A block with a non-finite value decodes to NaN as a whole.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+SMALLEST = 4096  # elements; below it state stays in float32
+
+
+class Code(NamedTuple):
+    """How one stream is coded: storage dtype, largest code L, and the power k, which is 2 or 4."""
+
+    dtype: torch.dtype
+    levels: int
+    power: int
+
+
+CODES = {
+    "trace": Code(torch.uint8, 255, 2),
+    "exp_avg": Code(torch.int8, 127, 2),
+    "exp_avg_sq": Code(torch.uint8, 255, 4),
+}
+
+
+def blocks(numel: int) -> int:
+    """Blocks of a tensor; the last may be shorter."""
+    return -(-numel // BLOCK)
+
+
+def is_quantised(state: Tensor) -> bool:
+    """Whether a tensor holds codes."""
+    return not state.is_floating_point()
+
+
+def block_scales(values: Tensor) -> Tensor:
+    """float32 [blocks]: the largest magnitude of each, infinite where a value is NaN."""
+    flat = values.reshape(-1).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    short = -flat.numel() % BLOCK
+    return torch.nn.functional.pad(flat, (0, short)).view(-1, BLOCK).amax(1)
+
+
+def spread(scales: Tensor, like: Tensor) -> Tensor:
+    """The scale of every element, in the shape of `like`."""
+    return scales.repeat_interleave(BLOCK, output_size=scales.numel() * BLOCK)[: like.numel()].view(like.shape)
+
+
+def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
+    """float32 values of `codes`' shape. scales: float32 [blocks]."""
+    fraction = codes.to(torch.float32) * (1 / code.levels)
+    magnitude = fraction.square()
+    if code.power == 4:
+        magnitude = magnitude.square()
+    return magnitude.mul_(spread(scales, codes)).copysign_(fraction)
+
+
+def encode(values: Tensor, draw: Tensor | float, code: Code) -> tuple[Tensor, Tensor]:
+    """Codes of `values`' shape and float32 scales [blocks].
+
+    draw: float32 in [0, 1) of the same shape; or 0.5, for the nearest value.
+    """
+    scales = block_scales(values)
+    scale, magnitude = spread(scales, values), values.abs()
+    portion = torch.where(scale.isfinite() & (scale > 0), magnitude / scale, 0.0)
+    root = portion.sqrt() if code.power == 2 else portion.sqrt().sqrt()
+    lower = (root * code.levels).floor_().clamp_(max=code.levels - 1)
+    below, above = ((step * (1 / code.levels)) ** code.power for step in (lower, lower + 1))
+    chosen = lower + (draw < (portion - below) / (above - below))
+    if code.power == 4:
+        chosen = torch.where(portion > 0, chosen.clamp_(min=1), 0)
+    return chosen.copysign_(values).to(code.dtype), scales
+
+
+def quantise(
+    moments: Sequence[Tensor], draws: Sequence[Tensor | float] = (0.5, 0.5, 0.5)
+) -> tuple[list[Tensor], Tensor]:
+    """The codes of a, m and v and their scales, float32 [3, blocks]. Arguments as for `encode`."""
+    coded = [encode(*each) for each in zip(moments, draws, CODES.values(), strict=True)]
+    return [codes for codes, _ in coded], torch.stack([scales for _, scales in coded])
+
+
+def dequantise(moments: Sequence[Tensor], scales: Tensor) -> list[Tensor]:
+    """a, m and v in float32, from their codes and scales [3, blocks]."""
+    return [decode(*each) for each in zip(moments, scales, CODES.values(), strict=True)]

@@ -1,0 +1,358 @@
+"""The fused `plasticity_step` against the reference: every base, option, dtype, size and layout; its bits; its launches."""
+
+import importlib
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuroplastic_kernels import plasticity_step
+from neuroplastic_kernels.reference.eight_bit import CODES, blocks, dequantise
+
+pytest.importorskip("triton")
+fused_module = importlib.import_module("neuroplastic_kernels.fused.plasticity_step")
+
+BASES = ("gradient", "adamw", "momentum")
+SIZES = ((3, 5), (70,), (1,), (0,), (17000,))  # the last takes two chunks, the second cut short
+TOLERANCE = {  # of the largest element: sums are added in another order, and half precision may differ by its last digit
+    torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10,
+}  # fmt: skip
+HALVES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Problem:
+    """Parameters, their state and a stream of gradients, the same for the same arguments."""
+
+    def __init__(self, device, sizes=SIZES, dtypes=(torch.float32,), eight_bit=False):
+        self.generator = torch.Generator().manual_seed(1)
+        draw = lambda size: torch.randn(size, generator=self.generator)  # noqa: E731
+        kinds = [dtypes[index % len(dtypes)] for index in range(len(sizes))]
+        self.params = [draw(size).to(device, kind) for size, kind in zip(sizes, kinds, strict=True)]
+        self.state = [[torch.zeros_like(p, dtype=torch.float32) for p in self.params] for _ in range(3)]
+        self.scales = [None] * len(sizes)
+        for index, p in enumerate(self.params):
+            if eight_bit and p.numel() >= 256:
+                for moment, code in zip(self.state, CODES.values(), strict=True):
+                    moment[index] = torch.zeros_like(p, dtype=code.dtype)
+                self.scales[index] = torch.zeros(3, blocks(p.numel()), device=device)
+        self.steps = [torch.zeros((), device=device) for _ in self.params]
+        self.workspace = {}
+
+    def gradients(self):
+        return [torch.randn(p.shape, generator=self.generator).to(p.device, p.dtype) for p in self.params]
+
+    def step(self, backend, gradients, *, base="adamw", lr=0.01, betas=(0.9, 0.999), **options):
+        plasticity_step(
+            self.params, gradients, *self.state, self.steps, scales=self.scales, backend=backend, lr=lr, base=base,
+            betas=betas, workspace=self.workspace, **options,
+        )  # fmt: skip
+
+    def run(self, backend, steps=3, **options):
+        for _ in range(steps):
+            self.step(backend, self.gradients(), **options)
+        return self
+
+    def tensors(self):
+        return [*self.params, *chain(*self.state), *self.steps, *(s for s in self.scales if s is not None)]
+
+
+def assert_close(actual, expected):
+    for got, want in zip(actual.tensors(), expected.tensors(), strict=True):
+        assert got.dtype == want.dtype
+        scale = want.abs().max().item() if want.numel() else 1.0
+        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE[want.dtype] * scale, equal_nan=True)
+
+
+def assert_same_bits(actual, expected):
+    assert all(torch.equal(got, want) for got, want in zip(actual.tensors(), expected.tensors(), strict=True))
+
+
+OPTIONS = {
+    "default": {},
+    "warm-up": {"warmup_steps": 2, "plasticity_scale": 1.5},
+    "gradient signal": {"signals": "gradient"},
+    "half strength": {
+        "strength": 0.5,
+        "signal_weights": (0.1, 0.2, 0.7),
+        "alpha_range": (0.5, 1.2),
+        "trace_decay": 0.0,
+    },
+    "no plasticity": {"strength": 0.0},
+    "coupled decay": {"weight_decay": 0.1},
+    "decoupled decay, ascent": {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    "no homeostasis": {"max_update_norm": None, "homeostatic_rate": 0.0, "betas": (0.0, 0.0)},
+    "other homeostasis": {"max_update_norm": 3.0, "target_rms": 5.0, "homeostatic_rate": 0.05},
+    "clipping, coupled decay": {"max_grad_norm": 2.0, "weight_decay": 0.1, "maximize": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_and_option(base, options, device):
+    fused, reference = (Problem(device).run(backend, base=base, **options) for backend in ("fused", "reference"))
+    assert_close(fused, reference)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_mixed_dtypes_in_one_list(base, device):
+    options = {"base": base, "weight_decay": 0.1, "max_grad_norm": 1.0}
+    fused, reference = (Problem(device, dtypes=HALVES).run(b, **options) for b in ("fused", "reference"))
+    assert_close(fused, reference)
+
+
+def test_bfloat16_parameters_are_rounded_to_the_nearest(device):
+    """From the same float32 value: the difference is never more than half a digit."""
+    half, full = (Problem(device, [(17000,)]) for _ in range(2))
+    half.params[0] = half.params[0].to(torch.bfloat16)
+    full.params[0] = half.params[0].float()
+    gradients = [g.to(torch.bfloat16) for g in half.gradients()]
+    half.step("fused", gradients)
+    full.step("fused", [g.float() for g in gradients])
+    assert torch.equal(half.params[0], full.params[0].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_blocks_and_chunks_only_order_the_sums(base, device, monkeypatch):
+    expected = Problem(device, [(1300,), (4096,)]).run("reference", base=base, max_grad_norm=1.0)
+    monkeypatch.setattr(fused_module, "geometry", lambda: fused_module.Geometry(block=256, chunk=1024, warps=4))
+    assert_close(Problem(device, [(1300,), (4096,)]).run("fused", base=base, max_grad_norm=1.0), expected)
+
+
+def test_the_same_state_gives_the_same_bits(device):
+    first, second = (Problem(device, eight_bit=True).run("fused", max_grad_norm=1.0) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+def test_no_bit_depends_on_other_tensors_or_on_where_tables_were_made(device):
+    together = Problem(device).run("fused", steps=2)
+    anew = Problem(device)
+    for _ in range(2):
+        anew.workspace = {}
+        gradients = anew.gradients()
+        for index in range(len(SIZES)):
+            lists = ([each[index]] for each in (anew.params, gradients, *anew.state, anew.steps))
+            plasticity_step(*lists, backend="fused", lr=0.01, base="adamw", betas=(0.9, 0.999))
+    assert_same_bits(together, anew)
+
+
+def test_unaligned_tensors(device):
+    shifted = lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)  # noqa: E731
+    expected, problem = Problem(device), Problem(device)
+    problem.params = [shifted(p) for p in problem.params]
+    problem.state[1] = [shifted(m) for m in problem.state[1]]
+    for _ in range(2):
+        expected.step("reference", expected.gradients())
+        problem.step("fused", [shifted(g) for g in problem.gradients()])
+    assert_close(problem, expected)
+
+
+def test_tensors_the_kernels_do_not_take_go_to_the_reference(device):
+    problems = [Problem(device, [(30, 40), (5, 7), (64,)]) for _ in range(2)]
+    for problem, backend in zip(problems, ("fused", "reference"), strict=True):
+        problem.params[1] = problem.params[1].t()
+        problem.state = [[moment[0], moment[1].t(), moment[2].double()] for moment in problem.state]
+        problem.params[2] = problem.params[2].double()
+        for _ in range(2):
+            problem.step(backend, problem.gradients(), max_grad_norm=None)
+        turned = problem.gradients()
+        turned[0] = turned[0].t().contiguous().t()
+        problem.step(backend, turned, max_grad_norm=None)
+        problem.step(backend, problem.gradients(), max_grad_norm=0.5)
+    assert_close(*problems)
+
+
+def test_gradients_may_move_vanish_and_come_back(device):
+    fused, reference = Problem(device), Problem(device)
+    for absent in ((), (0, 4), (1, 2, 3), (0, 1, 2, 3, 4), ()):
+        for problem, backend in ((fused, "fused"), (reference, "reference")):
+            gradients = [None if i in absent else g for i, g in enumerate(problem.gradients())]
+            problem.step(backend, gradients, max_grad_norm=1.0)
+        assert_close(fused, reference)
+    assert fused.steps[0] == 3
+
+
+def test_replaced_tensors_are_seen(device):
+    fused, reference = Problem(device), Problem(device)
+    for problem, backend in ((fused, "fused"), (reference, "reference")):
+        problem.run(backend, steps=1)
+        problem.params[4] = problem.params[4][:300].clone()
+        problem.state = [[*moment[:4], moment[4][:300]] for moment in problem.state]  # shorter, at the same address
+        problem.steps[0] = torch.zeros((), device=device)
+        problem.run(backend, steps=1)
+    assert_close(fused, reference)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("base", BASES)
+def test_bad_gradients_behave_as_in_the_reference(base, strength, bad, device):
+    fused, reference = Problem(device, [(300,), (20,)]), Problem(device, [(300,), (20,)])
+    for problem, backend in ((fused, "fused"), (reference, "reference")):
+        gradients = problem.gradients()
+        gradients[0][3] = bad
+        problem.step(backend, gradients, base=base, strength=strength)
+        problem.run(backend, steps=1, base=base, strength=strength)
+    for got, want in zip(fused.tensors(), reference.tensors(), strict=True):
+        assert torch.equal(got.isfinite(), want.isfinite())
+        torch.testing.assert_close(got[got.isfinite()], want[want.isfinite()], rtol=1e-5, atol=1e-6)
+    assert not fused.params[0][3].isfinite()
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_the_loss_scale_is_taken_off(backend, device):
+    scaled, plain = Problem(device), Problem(device)
+    scale = torch.tensor([1024.0], device=device)
+    for _ in range(2):
+        scaled.step(backend, [g * 1024 for g in scaled.gradients()], grad_scale=scale, max_grad_norm=1.0)
+        plain.step(backend, plain.gradients(), max_grad_norm=1.0)
+    assert_close(scaled, plain)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_an_overflow_changes_nothing(backend, eight_bit, device):
+    stepped, skipped = (Problem(device, eight_bit=eight_bit).run(backend, steps=1) for _ in range(2))
+    gradients = [torch.full_like(p, torch.inf) for p in skipped.params]
+    skipped.step(backend, gradients, found_inf=torch.ones((), device=device), max_grad_norm=1.0)
+    assert_same_bits(stepped, skipped)
+    skipped.step(backend, skipped.gradients(), found_inf=torch.zeros((), device=device))
+    assert skipped.steps[0] == 2
+
+
+def test_the_learning_rate_may_be_a_tensor(device):
+    rate = torch.tensor(0.5, device=device)
+    by_tensor, by_number = Problem(device), Problem(device)
+    by_tensor.run("fused", 1, lr=rate, weight_decay=0.1, decoupled_weight_decay=True)
+    by_number.run("fused", 1, lr=0.5, weight_decay=0.1, decoupled_weight_decay=True)
+    assert_same_bits(by_tensor, by_number)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_stochastic_rounding_draws_the_reference_s_numbers(base, device):
+    sizes, dtypes = [(17000,), (33,)], (torch.bfloat16,)
+    options = {"base": base, "stochastic_rounding": True, "seed": 2**40 + 5}
+    fused, reference = (Problem(device, sizes, dtypes).run(b, steps=1, **options) for b in ("fused", "reference"))
+    same = torch.cat([(a == b).flatten() for a, b in zip(fused.params, reference.params, strict=True)])
+    assert same.float().mean() > 0.999  # the last digit of float32 decides about the others
+    other = Problem(device, sizes, dtypes).run("fused", steps=1, **{**options, "seed": 6})
+    assert (fused.params[0] != other.params[0]).float().mean() > 0.01
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_eight_bit_state(base, device):
+    """Codes differ from the reference's where the last digit of float32 decides, and then by one."""
+    options = {"base": base, "max_grad_norm": 1.0, "weight_decay": 0.01}
+    fused, reference = (Problem(device, eight_bit=True).run(b, steps=2, **options) for b in ("fused", "reference"))
+    for got, want in zip(fused.params, reference.params, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    for got, want in zip(chain(*fused.state), chain(*reference.state), strict=True):
+        if not want.is_floating_point():
+            difference = (got.int() - want.int()).abs()
+            assert difference.max() <= 1
+            assert (difference > 0).float().mean() < 2e-3
+    torch.testing.assert_close(fused.scales[4], reference.scales[4], rtol=1e-2, atol=0)
+    assert dequantise([moment[4] for moment in fused.state], fused.scales[4])[2].min() > 0
+
+
+def test_many_tensors_take_as_many_launches_as_one(device, monkeypatch):
+    launches, launch = [], fused_module.launch
+    monkeypatch.setattr(fused_module, "launch", lambda kernel, plan, *a, **k: launches.append(len(plan.buckets)) or launch(
+        kernel, plan, *a, **k))  # fmt: skip
+    sizes = [(1 + index % 7,) for index in range(500)]
+    options = {"base": "gradient", "strength": 0.0}
+    fused = Problem(device, sizes).run("fused", steps=1, **options)
+    assert launches == [1, 1, 1]
+    assert_close(fused, Problem(device, sizes).run("reference", steps=1, **options))
+
+
+def test_an_empty_list_is_no_error(device):
+    plasticity_step([], [], [], [], [], [], backend="fused", lr=0.1, base="adamw", betas=(0.9, 0.999))
+
+
+def capture(problem, gradients, **options):
+    """A CUDA graph of one step of `problem`, after one step outside."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        problem.step("fused", gradients, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        problem.step("fused", gradients, **options)
+    return graph
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_a_captured_step_is_the_step(base, eight_bit):
+    rate = torch.tensor(0.01, device="cuda")
+    options = {"base": base, "lr": rate, "warmup_steps": 3, "max_grad_norm": 1.0, "stochastic_rounding": True}
+    captured, plain = (Problem("cuda", dtypes=(torch.float32, torch.bfloat16), eight_bit=eight_bit) for _ in range(2))
+    static = captured.gradients()
+    plain.step("fused", plain.gradients(), **options)
+    graph = capture(captured, static, **options)
+    for number in range(3):
+        rate.fill_(0.01 / (number + 1))
+        for held, new in zip(static, captured.gradients(), strict=True):
+            held.copy_(new)
+        graph.replay()
+        plain.step("fused", plain.gradients(), **options)
+        captured.run("fused", steps=1, **options)  # a step outside, with other gradients, disturbs nothing
+        plain.run("fused", steps=1, **options)
+    assert_same_bits(captured, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_nothing_waits_for_the_device_and_nothing_is_allocated(eight_bit):
+    problem = Problem("cuda", dtypes=HALVES, eight_bit=eight_bit)
+    options = {
+        "max_grad_norm": 1.0,
+        "grad_scale": torch.ones((), device="cuda"),
+        "found_inf": torch.zeros((), device="cuda"),
+    }
+    gradients = problem.gradients()
+    problem.step("fused", gradients, **options)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        problem.step("fused", gradients, **options)
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+        problem.step("fused", [g.clone() for g in gradients], **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_reference_with_counters_on_the_device_can_be_captured():
+    captured, plain = Problem("cuda"), Problem("cuda")
+    plain.steps = [step.cpu() for step in plain.steps]
+    options = {"warmup_steps": 3, "weight_decay": 0.1}
+    gradients = captured.gradients()
+    captured.step("reference", gradients, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step("reference", gradients, **options)
+    graph.replay()
+    for _ in range(2):
+        plain.step("reference", gradients, **options)
+    plain.steps = [step.cuda() for step in plain.steps]
+    assert_close(captured, plain)
+
+
+def test_the_kernels_compile_for_cuda_devices_and_move_16_bytes_at_a_time(tmp_path):
+    """With Triton's real compiler, which needs no device; the interpreter accepts more than it does."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent.parent / "cuda_compilation.py"
+    done = subprocess.run(
+        [sys.executable, script], env={**environment, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    wide_loads = [int(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert len(wide_loads) == 8
+    assert min(wide_loads) > 0

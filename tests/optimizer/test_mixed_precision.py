@@ -1,0 +1,205 @@
+"""Loss scaling, clipping, stochastic rounding and 8-bit state in NeuroPlastic."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_neuroplastic import NeuroPlastic
+from neuroplastic_kernels.reference.plasticity_formulas import (
+    Hyperparameters,
+    base_direction,
+    coefficient,
+    fill_buffers,
+    moment,
+)
+from neuroplastic_kernels.reference.plasticity_step import one_piece
+
+BASES = ("gradient", "adamw", "momentum")
+
+
+def parameters(*shapes, dtype=torch.float32, gradient_scale=1.0):
+    torch.manual_seed(1)
+    params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param) * gradient_scale
+    return params
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("limit", [0.5, 1e6, float("inf")])
+def test_clipping_inside_the_step_is_clipping_before_it(base, limit):
+    inside, before = (parameters((5, 6), (7,)) for _ in range(2))
+    for _ in range(2):
+        NeuroPlastic(inside, base=base, max_grad_norm=limit).step()
+        torch.nn.utils.clip_grad_norm_(before, limit)
+        NeuroPlastic(before, base=base).step()
+    for got, want in zip(inside, before, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_a_grad_scaler_changes_no_step(unscale_first):
+    scaled, plain = parameters((5, 6), (7,)), parameters((5, 6), (7,))
+    optimizer, expected = NeuroPlastic(scaled), NeuroPlastic(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        scaler.scale(sum((p * g.grad).sum() for p, g in zip(scaled, plain, strict=True)))
+        for param, other in zip(scaled, plain, strict=True):
+            param.grad = other.grad * 1024
+        if unscale_first:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        expected.step()
+    assert all(torch.equal(got, want) for got, want in zip(scaled, plain, strict=True))
+
+
+@pytest.mark.parametrize("state_bits", [8, 32])
+def test_a_grad_scaler_leaves_out_an_overflowed_step(state_bits):
+    params = parameters((80, 60), (7,))
+    optimizer = NeuroPlastic(params, state_bits=state_bits)
+    optimizer.step()
+    before = copy.deepcopy((params, optimizer.state_dict()["state"]))
+    params[1].grad[3] = torch.inf
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.ones(1))
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 1.0
+    assert all(torch.equal(got, want) for got, want in zip(params, before[0], strict=True))
+    for index, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, before[1][index][name]) for name, value in state.items())
+
+
+def test_stochastic_rounding_keeps_what_nearest_rounding_loses():
+    """A step of a hundredth of the last digit: rounded to the nearest it never happens, at random it does on average."""
+    moved = {}
+    for stochastic in (False, True):
+        param = torch.nn.Parameter(torch.ones(20000, dtype=torch.bfloat16))
+        optimizer = NeuroPlastic([param], lr=2.0**-8 / 100, strength=0.0, stochastic_rounding=stochastic)
+        for _ in range(20):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        moved[stochastic] = (1 - param.double().mean()).item()
+    assert moved[False] == 0
+    assert moved[True] == pytest.approx(20 * 2.0**-8 / 100, rel=0.05)
+
+
+def test_stochastic_rounding_follows_its_seed_and_leaves_float32_alone():
+    def stepped(dtype, **options):
+        param = parameters((3000,), dtype=dtype)[0]
+        NeuroPlastic([param], stochastic_rounding=True, **options).step()
+        return param
+
+    assert torch.equal(stepped(torch.bfloat16), stepped(torch.bfloat16))
+    assert not torch.equal(stepped(torch.bfloat16), stepped(torch.bfloat16, seed=1))
+    assert torch.equal(stepped(torch.float32), stepped(torch.float32, seed=1))
+
+
+def test_eight_bit_state_takes_the_large_tensors():
+    params = parameters((64, 64), (4095,), (64, 128))
+    params[2] = torch.nn.Parameter(params[2].detach().t())
+    params[2].grad = torch.randn_like(params[2])
+    optimizer = NeuroPlastic(params, state_bits=8)
+    optimizer.step()
+    assert ["scales" in optimizer.state[p] for p in params] == [True, False, False]
+    state = optimizer.state[params[0]]
+    assert [state[name].dtype for name in ("trace", "exp_avg", "exp_avg_sq")] == [torch.uint8, torch.int8, torch.uint8]
+    assert sum(value.nbytes for value in state.values()) < 3.1 * 4096
+    assert optimizer.diagnostics()["alpha_mean"].isfinite()
+
+
+def test_eight_bit_state_resumes_with_the_same_bits(tmp_path):
+    params = parameters((80, 60), (7,))
+    optimizer = NeuroPlastic(params, state_bits=8)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    copies = copy.deepcopy(params)
+    resumed = NeuroPlastic(copies, state_bits=8)
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    for param, other in zip(params, copies, strict=True):
+        param.grad = torch.randn_like(param)
+        other.grad = param.grad.clone()
+    optimizer.step()
+    resumed.step()
+    assert all(torch.equal(got, want) for got, want in zip(copies, params, strict=True))
+
+
+@pytest.mark.parametrize(("saved_bits", "loaded_bits"), [(8, 32), (32, 8)])
+def test_state_is_loaded_in_the_precision_of_the_loading_optimizer(saved_bits, loaded_bits):
+    params = parameters((80, 60), (7,))
+    saved = NeuroPlastic(params, state_bits=saved_bits)
+    saved.step()
+    loaded = NeuroPlastic(params, state_bits=loaded_bits)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.param_groups[0]["state_bits"] == loaded_bits
+    assert ("scales" in loaded.state[params[0]]) == (loaded_bits == 8)
+    back = NeuroPlastic(params, state_bits=32)
+    back.load_state_dict(loaded.state_dict())
+    exact = NeuroPlastic(params, state_bits=32)
+    exact.load_state_dict(saved.state_dict())
+    for name in ("trace", "exp_avg", "exp_avg_sq"):
+        got, want = back.state[params[0]][name], exact.state[params[0]][name]
+        assert got.dtype == torch.float32
+        assert (got - want).norm() <= 0.02 * want.norm()
+    loaded.step()
+    assert loaded.state[params[0]]["step"] == 2
+
+
+def test_scales_of_another_shape_are_refused():
+    params = parameters((80, 60))
+    optimizer = NeuroPlastic(params, state_bits=8)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["scales"] = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"scales of parameter 0 have shape \(3, 2\), its 8-bit state needs \(3, 19\)"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("base", ["adamw", "momentum"])
+def test_eight_bit_state_trains_as_well(base):
+    """Teacher and student of one hidden layer: the final loss lies within a tenth of float32 state's."""
+
+    def final_loss(state_bits):
+        torch.manual_seed(0)
+        teacher, student = (
+            torch.nn.Sequential(torch.nn.Linear(32, 128), torch.nn.GELU(), torch.nn.Linear(128, 32)) for _ in range(2)
+        )
+        lr = 3e-3 if base == "adamw" else 0.05
+        optimizer, losses = NeuroPlastic(student.parameters(), lr=lr, base=base, state_bits=state_bits), []
+        for _ in range(150):
+            x = torch.randn(64, 32)
+            loss = torch.nn.functional.mse_loss(student(x), teacher(x).detach())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses[0], sum(losses[-20:]) / 20
+
+    (first, exact), (_, eight) = final_loss(32), final_loss(8)
+    assert exact < 0.5 * first
+    assert eight == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_numbers_of_a_step_counted_on_the_device_are_those_of_one_counted_on_the_host(base, number):
+    rule = Hyperparameters(lr=0.1, base=base, betas=(0.9, 0.999), warmup_steps=3, plasticity_scale=2.0)
+    host, device = moment(float(number), rule), moment(torch.tensor(float(number), dtype=torch.float64), rule)
+    assert [float(value) for value in device] == pytest.approx(list(host), rel=1e-14)
+    streams = [torch.randn(50) for _ in range(5)]
+    results = []
+    for now in (host, device):
+        piece = one_piece(*(stream.abs() for stream in streams))
+        fill_buffers(piece, rule, now)
+        alpha = coefficient(piece, torch.ones(3), rule, now)
+        results.append(torch.cat([alpha, base_direction(piece, rule)]))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_capturable_keeps_the_counter_with_the_parameter():
+    param = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    for capturable in (False, True):
+        optimizer = NeuroPlastic([param], capturable=capturable)
+        assert optimizer._new_state(param, optimizer.param_groups[0])["step"].is_meta == capturable
