@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -30,3 +31,16 @@ def test_trainer(kind, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
     assert "EER" in capsys.readouterr().out
     assert (tmp_path / "out" / "checkpoint-2" / "neuroplastic.json").is_file()
+
+
+def test_continual_learning(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    arguments = ["--seeds", "1", "--tasks", "2", "--epochs", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["continual_learning.py", *arguments])
+    example = runpy.run_path(str(EXAMPLES / "continual_learning.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(method in printed for method in example["METHODS"])
+    assert {path.name for path in output.iterdir()} == {"results.json", "continual_learning.png"}
+    rank = example["effective_rank"]
+    assert rank(torch.eye(7)) == pytest.approx(7.0, rel=1e-5)
+    assert rank(torch.ones(7, 3)) == pytest.approx(1.0, rel=1e-3)
