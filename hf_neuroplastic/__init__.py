@@ -7,13 +7,17 @@ from .dropin import DropIn, unpatch
 from .optimizer import NeuroPlastic
 from .resize import compact, reserve
 from .saved_keys import accept_saved_keys
+from .schedules import Constant, Cosine, OneOff
 
 __version__ = "0.1.0"
 __all__ = [
+    "Constant",
+    "Cosine",
     "DropIn",
     "DropInCallback",
     "DropInConfig",
     "NeuroPlastic",
+    "OneOff",
     "SideFileError",
     "accept_saved_keys",
     "compact",

@@ -70,7 +70,8 @@ class DropInCallback(TrainerCallback):
             load_side_files(self.dropin, self._resume_folder(args, state))
         else:
             self.dropin.restart(state.global_step)
-        if not any(is_due(step, self.config, state.max_steps) for step in range(1, state.max_steps + 1)):
+        steps = range(1, state.max_steps + 1)
+        if self.config.max_fraction > 0 and not any(is_due(step, self.config, state.max_steps) for step in steps):
             logger.warning("no neuron will be replaced: %d steps leave no event to %s", state.max_steps, self.config)
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):

@@ -42,6 +42,7 @@ def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "step_count": state["step_count"],
         "events": state["events"],
+        "start_widths": state["start_widths"],
         "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
         "config": state["config"],
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -63,10 +64,18 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
         site, name = key.rsplit("/", 1)
         sites.setdefault(site, {})[name] = tensor
     try:
-        dropin.load_state_dict({"step_count": index["step_count"], "events": index["events"], "sites": sites})
+        dropin.load_state_dict(
+            {
+                "step_count": index["step_count"],
+                "events": index["events"],
+                "start_widths": index["start_widths"],
+                "sites": sites,
+            }
+        )
     except ValueError as error:
         raise SideFileError(
-            f"{folder} holds the neuron statistics of another model or selection of layers: {error}"
+            f"{folder} holds the neuron statistics of another model, width or selection of layers (build "
+            f"the model from what the run started with, not from the checkpoint): {error}"
         ) from None
 
 
@@ -116,7 +125,14 @@ def _read_index(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
-    for name, kind in {"format": int, "step_count": int, "events": int, "sites": dict, "sha256": str}.items():
+    for name, kind in {
+        "format": int,
+        "step_count": int,
+        "events": int,
+        "start_widths": list,
+        "sites": dict,
+        "sha256": str,
+    }.items():
         if not isinstance(index, dict) or not isinstance(index.get(name), kind):
             raise SideFileError(
                 f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"

@@ -47,14 +47,15 @@ class DropInConfig:
             then relative).
         scale_range: smallest and largest factor that scaling may apply to a neuron in all.
         active_neurons: how many neurons more (less, if negative) than at the start each selected layer should have active, in
-            the course of training. The model gets the slots in reserve that this needs when it is patched. Every `interval`
-            steps slots are activated (by `init`, with zero outgoing weights) or the weakest mature neurons go into reserve.
+            the course of training. The model gets the slots in reserve that this needs when it is patched, which must be
+            before the optimizer has taken a step. Every `interval` steps, and at the last one, slots are activated (by
+            `init`, with zero outgoing weights) or the weakest mature neurons go into reserve.
         active_share: the same as a share of the neurons at the start, 1 being all of them.
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
             bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
         observe_every: take statistics in every k-th step only.
         backend: "auto" takes the Triton kernels on CUDA devices and PyTorch elsewhere; "reference" or "fused" takes that form
-            or raises.
+            or raises when it is first needed.
         random_seed: key of the counter-based random numbers.
 
     Raises:
@@ -149,7 +150,7 @@ class DropInConfig:
         settings: dict[str, Any] = {
             "active_neurons": OneOff(at, 0, neurons),
             "max_fraction": 0.0,
-            "interval": 1,
+            "interval": 10,
             "stop": None,
         }
         return cls(**(settings | changes))
@@ -159,7 +160,13 @@ class DropInConfig:
         """Growth followed by pruning (arXiv 2603.24343): `neurons` are added to each selected layer at the start, and as many
         of the weakest taken away again between the two `prune` points in training, so that the width ends where it began."""
         course = OneOff(0.0, 0, neurons) + Cosine(*prune, 0, -neurons)
-        settings: dict[str, Any] = {"active_neurons": course, "max_fraction": 0.0, "interval": 10, "stop": None}
+        settings: dict[str, Any] = {
+            "active_neurons": course,
+            "max_fraction": 0.0,
+            "interval": 10,
+            "maturity": 0,
+            "stop": None,
+        }
         return cls(**(settings | changes))
 
     @classmethod
@@ -187,7 +194,13 @@ class DropInConfig:
         """Structured pruning while training: the share of active neurons falls to `target` between two points in training;
         `compact(model)` then takes the slots out."""
         course = Cosine(*between, 1.0, target)
-        settings: dict[str, Any] = {"active_share": course, "max_fraction": 0.0, "interval": 10, "stop": None}
+        settings: dict[str, Any] = {
+            "active_share": course,
+            "max_fraction": 0.0,
+            "interval": 10,
+            "maturity": 0,
+            "stop": None,
+        }
         return cls(**(settings | changes))
 
     def to_dict(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class DropIn:
             require_whole(site.name, site.down)
         if self.config.synaptic_lr > 0:
             _refuse_half_precision(self.sites)
-        due = is_due(self.step_count + 1, self.config, self.total_steps)
+        due = is_due(self.step_count + 1, self.config, self.total_steps) and self.config.max_fraction > 0
         targets = self._target_widths(self.step_count + 1)
         self.step_count += 1
         if self.observers[0].enabled:
@@ -185,6 +185,7 @@ class DropIn:
         return {
             "step_count": self.step_count,
             "events": self.events,
+            "start_widths": list(self._start_widths),
             "config": self.config.to_dict(),
             "sites": {
                 site.name: {**known.state_dict(), "replaced": replaced.clone()}
@@ -205,6 +206,13 @@ class DropIn:
         own, given = [site.name for site in self.sites], list(state.get("sites", ()))
         if own != given:
             raise ValueError(f"the state is of the sites {given}, but this DropIn watches {own}; use the same layers")
+        start_widths = state.get("start_widths")
+        if (
+            not isinstance(start_widths, list)
+            or len(start_widths) != len(own)
+            or any(type(n) is not int for n in start_widths)
+        ):
+            raise ValueError(f"state['start_widths'] must be {len(own)} ints, one per site, got {start_widths!r}")
         replaced = []
         loaded = NeuronStatistics(sum(site.width for site in self.sites))
         for site, known in zip(self.sites, loaded.split([site.width for site in self.sites]), strict=True):
@@ -216,7 +224,7 @@ class DropIn:
                 raise ValueError(f"site {site.name!r}: {error}") from None
         self._all.load_state_dict(loaded.state_dict())
         self._all.discard()
-        self.replaced, self.events = replaced, counts["events"]
+        self.replaced, self.events, self._start_widths = replaced, counts["events"], start_widths
         self.restart(counts["step_count"])
 
     def _plan_observation(self) -> None:
@@ -231,6 +239,10 @@ class DropIn:
         held = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
         if not any(id(weight) in held for site in self.sites for weight in (site.up.weight, site.down.weight)):
             raise ValueError("optimizer holds no parameter of the watched layers; pass the one that trains this model")
+        if any(group.get("state_bits") == 8 for group in inner.param_groups):
+            raise TypeError(
+                "8-bit optimizer state cannot be reset neuron by neuron: use NeuroPlastic(..., state_bits=32)"
+            )
         return inner
 
     def _replace(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -243,13 +255,14 @@ class DropIn:
 
     def _target_widths(self, step: int) -> list[int]:
         """Per site, how many neurons should be active after this step; empty if nothing is to be done about it."""
-        scheduled = self.config.active_neurons is not None or self.config.active_share is not None
-        if not scheduled or step % self.config.interval:
+        if self.config.active_neurons is None and self.config.active_share is None:
             return []
         if self.total_steps is None:
             raise ValueError(
                 "active_neurons and active_share follow the progress of training: pass DropIn(..., total_steps=...)"
             )
+        if step % self.config.interval and step != self.total_steps:
+            return []
         targets = [target_width(self.config, start, min(1.0, step / self.total_steps)) for start in self._start_widths]
         return [target for target in targets if target is not None]
 

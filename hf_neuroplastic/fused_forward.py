@@ -49,10 +49,8 @@ class FusedForward:
         site = self.site
         if not (self.observer.active(site.activation) and site.up.weight.requires_grad):
             return False
-        hooked = (*site.up._forward_hooks, *site.up._forward_pre_hooks, *site.up._backward_hooks)
-        others = [hook for hook in site.activation._forward_hooks.values() if not isinstance(hook, Observer)]
-        if hooked or others:
-            return False  # they expect to be called
+        if any(_is_hooked(part) for part in (site.up, site.activation, site.dropout) if part is not None):
+            return False  # who hooks a part expects it to be called
         return select("ffn_activation", self.backend, [hidden_states]) is not reference_form
 
 
@@ -70,6 +68,12 @@ def remove(container: nn.Module | None) -> None:
     """Gives `container` its own forward back."""
     if container is not None and isinstance(vars(container).get("forward"), FusedForward):
         del container.forward
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anybody but an Observer has hooks on `module`."""
+    dicts = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not isinstance(hook, Observer) for hooks in dicts for hook in hooks.values())
 
 
 def _probability(dropout: nn.Module | None) -> tuple[float, bool]:

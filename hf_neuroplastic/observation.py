@@ -111,6 +111,11 @@ class Observer:
 def freeze_existing(sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> list[RemovableHandle]:
     """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it."""
     handles = []
+    for site in sites:
+        if site.chained:
+            raise ValueError(
+                f"freeze_existing cannot part the neurons of {site.name!r}: a Linear belongs to another site as well"
+            )
     for site, known in zip(sites, statistics, strict=True):
         handles.append(site.up.weight.register_hook(lambda grad, known=known: grad * known.fresh.to(grad).unsqueeze(1)))
         handles.append(site.down.weight.register_hook(lambda grad, known=known: grad * known.fresh.to(grad)))

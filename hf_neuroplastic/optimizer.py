@@ -3,7 +3,7 @@
 Source: arXiv 2604.26297. The formulas are in `neuroplastic_kernels.reference.plasticity_formulas`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,6 +173,7 @@ class NeuroPlastic(Optimizer):
                 continue
             refuse_sparse(grads)
             states = [self.state[param] or self._new_state(param, group) for param in params]
+            refuse_resized(params, grads, states)
             scales = [state.get("scales") for state in states] if group["state_bits"] == 8 else None
             plasticity_step(
                 params,
@@ -241,6 +242,20 @@ class NeuroPlastic(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def refuse_resized(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Raise RuntimeError where a parameter has changed its shape under its state or gradient."""
+    for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        held = (grad, *(state[name] for name in STATE))
+        if any(tensor is not None and tensor.shape != param.shape for tensor in held):
+            raise RuntimeError(
+                f"parameter {index} has shape {tuple(param.shape)} but its gradient or state another, such as "
+                f"{tuple(state['trace'].shape)}: change widths before the first step, or pass the "
+                "optimizer to reserve or compact"
+            )
 
 
 def refuse_sparse(grads: Sequence[Tensor | None]) -> None:

@@ -42,7 +42,8 @@ def reserve(
         optimizer: its state is widened with initial values.
 
     Raises:
-        ValueError: a negative count, or a site whose activation does not map 0 to 0.
+        ValueError: a negative count, a site whose activation does not map 0 to 0, or one that shares a Linear with another
+            site (Linear-activation-Linear-activation-Linear): there neurons can be replaced, but not added or removed.
         RuntimeError: a DropIn watches the model.
         TypeError: optimizer state that cannot be resized.
     """
@@ -52,6 +53,10 @@ def reserve(
     for site in sites:
         if not silences(site):
             raise ValueError(f"site {site.name!r} can hold no reserve: its activation does not map 0 to 0")
+        if site.chained:
+            raise ValueError(
+                f"site {site.name!r} can hold no reserve: one of its Linears belongs to another site as well"
+            )
     added = {id(site): count if isinstance(count, int) else math.ceil(count * site.width) for site in sites}
     _resize(model, [(site, torch.arange(site.width), added[id(site)]) for site in sites], optimizer)
 
@@ -74,9 +79,10 @@ def compact(model: nn.Module, *, optimizer: Any = None) -> int:
 
     Raises: as `reserve`.
     """
-    groups: dict[str | None, list[Site]] = {}
+    groups: dict[Any, list[Site]] = {}
     for site in find_sites(model):
-        groups.setdefault(site.width_key or site.name, []).append(site)
+        if not site.chained:
+            groups.setdefault(_width_group(site) or site.name, []).append(site)
     changes = []
     for sites in groups.values():
         spare = min(int(inert_slots(site).sum()) for site in sites)
@@ -92,8 +98,13 @@ def compact(model: nn.Module, *, optimizer: Any = None) -> int:
 
 def _with_same_width(model: nn.Module, sites: list[Site]) -> list[Site]:
     """`sites`, and every other site whose width stands in the same place of the configuration."""
-    names, keys = {site.name for site in sites}, {site.width_key for site in sites} - {None}
-    return [site for site in find_sites(model) if site.name in names or site.width_key in keys]
+    names, groups = {site.name for site in sites}, {_width_group(site) for site in sites} - {None}
+    return [site for site in find_sites(model) if site.name in names or _width_group(site) in groups]
+
+
+def _width_group(site: Site) -> tuple[int, str] | None:
+    """What sites of one configured width have in common."""
+    return (id(site.configs[-1]), site.width_key) if site.configs and site.width_key else None
 
 
 @torch.no_grad()
@@ -120,8 +131,8 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
             inner.state[parameter].update(state)
     for site, kept, added in changes:
         site.up.out_features = site.down.in_features = len(kept) + added
-        if site.width_key:
-            setattr(model.config, site.width_key, site.width)
+        for config in site.configs:
+            setattr(config, str(site.width_key), site.width)
 
 
 def _kept_and_zeros(tensor: Tensor, dim: int, kept: Tensor, added: int) -> Tensor:

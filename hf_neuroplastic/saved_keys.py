@@ -24,7 +24,8 @@ def accept_saved_keys(model: nn.Module) -> RemovableHandle:
 
 
 def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    if prefix or not isinstance(module, PreTrainedModel) or state_dict.keys() <= module.state_dict().keys():
+    own = module.state_dict().keys()
+    if prefix or not isinstance(module, PreTrainedModel) or state_dict.keys() <= own or own <= state_dict.keys():
         return
     renamed = _as_from_pretrained(module, state_dict)
     state_dict.clear()

@@ -66,7 +66,11 @@ class Site:
     up: nn.Linear
     activation: nn.Module
     down: nn.Linear
-    width_key: str | None = None  # where the model's configuration holds the width, if it does
+    width_key: str | None = None  # where configurations hold the width, if they do
+    configs: tuple[
+        Any, ...
+    ] = ()  # the configurations of the modules around the site that hold its width, innermost first
+    chained: bool = False  # `up` is another site's `down`, or the other way round
     container: nn.Module | None = None  # the module that computes this site and nothing else, if there is one
     dropout: nn.Module | None = None
     output_dropout: nn.Module | None = None
@@ -91,7 +95,24 @@ def find_sites(model: nn.Module) -> list[Site]:
     """
     sites = [site for name, module in model.named_modules() for site in _sites_of(name, module)]
     _refuse_sharing(model, sites)
-    return sites
+    configs = {name: module.config for name, module in model.named_modules() if hasattr(module, "config")}
+    ups, downs = {id(site.up) for site in sites}, {id(site.down) for site in sites}
+    return [
+        replace(site, configs=_configs_of(site, configs), chained=id(site.up) in downs or id(site.down) in ups)
+        for site in sites
+    ]
+
+
+def _configs_of(site: Site, configs: dict[str, Any]) -> tuple[Any, ...]:
+    """Encoder-decoder models give their parts configurations of their own, which need not be the objects inside the parts."""
+    parts = site.name.split(".")
+    around = (configs.get(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    held = {
+        id(config): config
+        for config in around
+        if site.width_key and getattr(config, site.width_key, None) == site.width
+    }
+    return tuple(held.values())
 
 
 def select_sites(model: nn.Module, layers: int | str | Sequence[int | str] | None = None) -> list[Site]:

@@ -91,6 +91,10 @@ def _effective_mask(decision: Decision, action: Action, site: Site, active: Tens
         )
     if action is not Action.REPLACE and not silences(site):
         raise ValueError(f"site {site.name!r} cannot grow or be pruned: its activation does not map 0 to 0")
+    if action is not Action.REPLACE and site.chained:
+        raise ValueError(
+            f"site {site.name!r} cannot grow or be pruned: one of its Linears belongs to another site as well"
+        )
     mask = decision.mask & (~active if action is Action.GROW else active)
     if init == "split":
         donors = (active & ~mask).sum()

@@ -80,7 +80,7 @@ def test_damage_is_refused_and_nothing_is_restored(tmp_path, name, damage):
         ({"format": 99}, "format 99.*upgrade"),
         ({"sites": None}, "damaged: 'sites' must be of type dict"),
         ({"step_count": "x"}, "damaged: 'step_count' must be of type int"),
-        ({"sites": {"elsewhere": {"width": 3}}}, "another model or selection of layers"),
+        ({"sites": {"elsewhere": {"width": 3}}}, "another model, width or selection of layers"),
     ],
 )
 def test_an_index_of_another_kind_is_refused(tmp_path, change, words):
@@ -93,7 +93,7 @@ def test_an_index_of_another_kind_is_refused(tmp_path, change, words):
 
 def test_another_models_files_are_refused(tmp_path):
     save_side_files(_watched(), tmp_path)
-    with pytest.raises(SideFileError, match=r"another model or selection of layers.*'0'"):
+    with pytest.raises(SideFileError, match=r"another model, width or selection of layers.*'0'"):
         load_side_files(DropIn(tiny_mlp()), tmp_path)
 
 

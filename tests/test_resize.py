@@ -2,10 +2,24 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_mlp, tiny_model
-from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
+from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_decoder, tiny_mlp, tiny_model
+from torch import nn
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    VisionEncoderDecoderModel,
+)
 
-from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, compact, reserve
+from hf_neuroplastic import (
+    DropIn,
+    DropInConfig,
+    NeuroPlastic,
+    compact,
+    load_side_files,
+    reserve,
+    save_side_files,
+    unpatch,
+)
 from hf_neuroplastic.decisions import Action, Decision
 from hf_neuroplastic.sites import find_sites, inert_slots
 
@@ -121,7 +135,7 @@ def _run(config, steps=20, family="wav2vec2"):
 
 
 def test_dropin_grows_the_chosen_layer_only_but_all_layers_keep_one_width(tmp_path):
-    model, dropin, widths = _run(DropInConfig.dropin(6, at=0.5, layers=[1]))
+    model, dropin, widths = _run(DropInConfig.dropin(6, at=0.5, layers=[1], interval=1))
     assert [width for (width,) in widths] == [24] * 9 + [30] * 11
     assert model.config.intermediate_size == 30
     first, second = find_sites(model)
@@ -174,7 +188,7 @@ def test_continual_backprop_replaces_the_least_useful_at_its_rate():
 
 def test_freeze_existing_lets_only_new_neurons_learn():
     model = tiny_model("ast")
-    dropin = DropIn(model, DropInConfig.dropin(4, freeze_existing=True), total_steps=5)
+    dropin = DropIn(model, DropInConfig.dropin(4, freeze_existing=True, interval=1), total_steps=5)
     before = [
         (s.up.weight.detach().clone(), s.down.weight.detach().clone(), s.down.bias.detach().clone())
         for s in dropin.sites
@@ -231,3 +245,105 @@ def test_errors_leave_the_model_as_it_was(act, error, words):
     with pytest.raises(error, match=words):
         act(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def _chain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: reserve(m, 2),
+        lambda m: DropIn(m, DropInConfig.dropin(2)),
+        lambda m: DropIn(m, DropInConfig(freeze_existing=True)),
+        lambda m: DropIn(m).apply([Decision(Action.PRUNE, torch.arange(n) == 1) for n in (8, 6)]),
+    ],
+)
+def test_sites_that_share_a_linear_can_only_have_neurons_replaced(act):
+    model = _chain()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="belongs to another site as well"):
+        act(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    unpatch(model)
+    assert compact(model) == 0
+    DropIn(model).apply([Decision(Action.REPLACE, torch.arange(n) == 1) for n in (8, 6)])
+
+
+def test_the_innermost_configuration_that_holds_the_width_is_changed(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = tiny_model("wav2vec2")
+
+    wrapper = Wrapper()
+    reserve(wrapper, 4)
+    assert wrapper.backbone.config.intermediate_size == 28
+    _stock(wrapper.backbone, "wav2vec2", tmp_path / "backbone")
+
+    pair = VisionEncoderDecoderModel(encoder=tiny_model("vit").vit, decoder=tiny_decoder())
+    reserve(pair, 3, layers="^encoder")
+    assert (pair.encoder.config.intermediate_size, pair.decoder.config.intermediate_size) == (27, 24)
+    reserve(pair, 2, layers="^decoder")
+    pair.save_pretrained(tmp_path / "pair")
+    again, info = VisionEncoderDecoderModel.from_pretrained(tmp_path / "pair", output_loading_info=True)
+    assert not info["mismatched_keys"]
+    assert (again.encoder.config.intermediate_size, again.decoder.config.intermediate_size) == (27, 26)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
+def test_widths_that_change_under_the_optimizer_are_refused(backend):
+    model = tiny_mlp()
+    optimizer = NeuroPlastic(model.parameters(), backend=backend)
+    for _ in range(2):
+        model(torch.randn(5, 6)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    reserve(model, 300)
+    model(torch.randn(5, 6)).sum().backward()
+    with pytest.raises(RuntimeError, match="pass the optimizer to reserve or compact"):
+        optimizer.step()
+
+
+def test_pruning_goes_on_where_it_was_with_a_model_from_the_checkpoint(tmp_path):
+    config = DropInConfig.compress(0.5, between=(0.0, 0.8), interval=1)
+    batches, total = range(20), 20
+
+    def go_on(model, dropin, seeds):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for seed in seeds:
+            _step(model, optimizer, "wav2vec2", seed)
+            dropin.step(optimizer)
+        return [int(known.active.sum()) for known in dropin.statistics]
+
+    model = tiny_model("wav2vec2")
+    dropin = DropIn(model, config, total_steps=total)
+    go_on(model, dropin, batches[:12])
+    model.save_pretrained(tmp_path)
+    save_side_files(dropin, tmp_path)
+    again = type(model).from_pretrained(tmp_path).train()
+    resumed = DropIn(again, config, total_steps=total)
+    load_side_files(resumed, tmp_path)
+    assert go_on(again, resumed, batches[12:]) == go_on(model, dropin, batches[12:]) == [12, 12]
+
+
+@pytest.mark.parametrize("total", [7, 90])
+def test_presets_end_where_they_promise_however_short_the_run(total):
+    _, _, grown = _run(DropInConfig.plasticity(4), steps=total)
+    assert max(max(widths) for widths in grown) == (28 if total > 10 else 24)
+    assert grown[-1] == [24, 24]
+    _, _, pruned = _run(DropInConfig.compress(0.5), steps=total)
+    assert pruned[-1] == [12, 12]
+
+
+def test_eight_bit_state_is_refused_at_the_first_step():
+    model = tiny_mlp(hidden=2048)
+    dropin = DropIn(model, DropInConfig(stop=None))
+    optimizer = NeuroPlastic(model.parameters(), state_bits=8)
+    model(torch.randn(5, 6)).sum().backward()
+    optimizer.step()
+    with pytest.raises(TypeError, match="state_bits=32"):
+        dropin.step(optimizer)
+    assert dropin.step_count == 0

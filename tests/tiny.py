@@ -7,6 +7,7 @@ from transformers import (
     ASTForAudioClassification,
     BertConfig,
     BertForSequenceClassification,
+    BertLMHeadModel,
     Data2VecAudioConfig,
     Data2VecAudioForSequenceClassification,
     HubertConfig,
@@ -150,3 +151,11 @@ def tiny_mlp(
     """The smallest model with a site."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(inputs, hidden), activation(), nn.Linear(hidden, outputs))
+
+
+def tiny_decoder() -> nn.Module:
+    """A two-layer BERT that continues text, for encoder-decoder models."""
+    torch.manual_seed(0)
+    return BertLMHeadModel(
+        BertConfig(**SMALL, vocab_size=30, max_position_embeddings=20, is_decoder=True, add_cross_attention=True)
+    )

@@ -178,3 +178,19 @@ def test_the_default_takes_the_native_form_where_it_builds(monkeypatch, caplog):
         assert len([record for record in caplog.records if "no C++ compiler" in record.message]) == 1
     finally:
         dispatch.native_form_if_it_builds.cache_clear()
+
+
+@pytest.mark.parametrize("command", ['"g++', "/dev/null"])
+def test_a_command_that_is_none_is_reported(source, monkeypatch, command):
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeError, match="leave compile=False"):
+        compiler.build(source)
+
+
+def test_a_compiler_that_does_not_run_is_reported(source, tmp_path, monkeypatch):
+    fake = tmp_path / "fake-g++"
+    fake.write_text("no program")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.raises(RuntimeError, match=r"does not run.*leave compile=False"):
+        compiler.build(source)

@@ -1,6 +1,7 @@
 """Loss scaling, clipping, stochastic rounding and 8-bit state in NeuroPlastic."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from neuroplastic_kernels.reference.plasticity_formulas import (
     fill_buffers,
     moment,
 )
+from neuroplastic_kernels.reference.plasticity_options import Options, careful_step
 from neuroplastic_kernels.reference.plasticity_step import one_piece
+
+plasticity_options = importlib.import_module("neuroplastic_kernels.reference.plasticity_options")
 
 BASES = ("gradient", "adamw", "momentum")
 
@@ -95,6 +99,30 @@ def test_stochastic_rounding_follows_its_seed_and_leaves_float32_alone():
     assert torch.equal(stepped(torch.bfloat16), stepped(torch.bfloat16))
     assert not torch.equal(stepped(torch.bfloat16), stepped(torch.bfloat16, seed=1))
     assert torch.equal(stepped(torch.float32), stepped(torch.float32, seed=1))
+
+
+def test_rounding_goes_by_element_whatever_the_pieces(monkeypatch):
+    results = []
+    for piece in (1 << 18, 256):
+        monkeypatch.setattr(plasticity_options, "PIECE", piece)
+        param = parameters((70, 70), dtype=torch.bfloat16)[0]
+        optimizer = NeuroPlastic([param], stochastic_rounding=True, state_bits=8)
+        optimizer.step()
+        results.append([param, *optimizer.state[param].values()])
+    assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
+
+
+def test_an_overflow_that_is_only_known_on_the_device_changes_nothing():
+    optimizer = NeuroPlastic(parameters((70, 70), dtype=torch.bfloat16), state_bits=8)
+    optimizer.step()
+    param = optimizer.param_groups[0]["params"][0]
+    state, grad = optimizer.state[param], torch.full_like(param, torch.inf)
+    kept = [param.detach(), *(state[name] for name in ("trace", "exp_avg", "exp_avg_sq", "step", "scales"))]
+    for overflow in (1.0, 0.0):
+        before = [tensor.clone() for tensor in kept]
+        options = Options(found_inf=torch.tensor(overflow), stochastic_rounding=True)
+        careful_step([kept[0], grad, *kept[1:5]], kept[5], 0, None, options, lr=0.1, base="adamw", betas=(0.9, 0.999))
+        assert all(torch.equal(got, want) == bool(overflow) for got, want in zip(kept, before, strict=True))
 
 
 def test_eight_bit_state_takes_the_large_tensors():

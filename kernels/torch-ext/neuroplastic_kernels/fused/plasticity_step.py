@@ -43,7 +43,6 @@ class Prepared:
     """What stays valid from step to step: which of the tensors are fused, by which plan, and which are not."""
 
     key: tuple[tuple[int, ...], ...]
-    fused: dict[torch.device, list[int]]
     plans: dict[torch.device, Plan]
     others: list[int]
     gradients: tuple[int, ...] = ()  # where they were in the last step
@@ -54,7 +53,7 @@ class Prepared:
         if addresses == self.gradients and all(grad is None or grad.is_contiguous() for grad in grads):
             return True
         self.gradients = addresses
-        return all(plan.take_gradients([grads[i] for i in self.fused[device]]) for device, plan in self.plans.items())
+        return all(plan.take_gradients(grads) for plan in self.plans.values())
 
 
 def geometry() -> Geometry:
@@ -69,6 +68,7 @@ def is_fusible(tensor: Streams) -> bool:
         all(stream.dtype in DTYPES for stream in floats)
         and all(state.dtype == torch.float32 or tensor.scales is not None for state in states)
         and all(map(is_flat, floats + states))
+        and all(stream.numel() == tensor.param.numel() for stream in floats + states)
         and all(stream.device == tensor.param.device for stream in (*floats, *states, tensor.step))
     )
 
@@ -82,8 +82,8 @@ def prepare(key: tuple[tuple[int, ...], ...], tensors: Sequence[Streams]) -> Pre
             fused.setdefault(tensor.param.device, []).append(index)
         else:
             others.append(index)
-    plans = {device: Plan([tensors[i] for i in indices], geometry().chunk, SUMS) for device, indices in fused.items()}
-    return Prepared(key, fused, plans, others)
+    plans = {device: Plan(tensors, indices, geometry().chunk, SUMS) for device, indices in fused.items()}
+    return Prepared(key, plans, others)
 
 
 def kernel_rule(hyper: Hyperparameters, device: torch.device, clip: float | None, **scaling: Tensor | None) -> Rule:
@@ -217,10 +217,8 @@ def plasticity_step(
                 numbers = kernel_rule(rule, device, max_grad_norm, grad_scale=grad_scale, found_inf=found_inf)
                 run(plan, numbers, seed, stochastic_rounding)
     if others:
-        rest = ([each[i] for i in others] for each in (params, traces, exp_avgs, exp_avg_sqs, steps))
-        params, traces, exp_avgs, exp_avg_sqs, steps = rest
-        grads, scales = [grads[i] for i in others], scales and [scales[i] for i in others]
+        theirs = [grad if index in others else None for index, grad in enumerate(grads)]
         plasticity_step_reference(
-            params, grads, traces, exp_avgs, exp_avg_sqs, steps, scales=scales, grad_scale=grad_scale, found_inf=found_inf,
+            params, theirs, traces, exp_avgs, exp_avg_sqs, steps, scales=scales, grad_scale=grad_scale, found_inf=found_inf,
             max_grad_norm=max_grad_norm, stochastic_rounding=stochastic_rounding, seed=seed, workspace=workspace, **hyper,
         )  # fmt: skip

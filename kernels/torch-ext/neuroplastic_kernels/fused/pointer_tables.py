@@ -77,7 +77,7 @@ def buckets(kinds: Sequence[Kind], chunks: Sequence[int]) -> list[Bucket]:
 
 
 class Plan:
-    """The tables for one list of tensors, all on one device, and the buffers their step needs.
+    """The tables for those `members` of a list of tensors that lie on one device, and the buffers their step needs.
 
     Attributes:
         fields: int64 [tensors, FIELDS], sorted by kind. owners: int64 [chunks].
@@ -85,9 +85,9 @@ class Plan:
         buckets: the kinds, in the order of their chunks.
     """
 
-    def __init__(self, tensors: Sequence[Streams], chunk: int, sums: int) -> None:
-        kinds, device = list(map(kind_of, tensors)), tensors[0].param.device
-        self.order = sorted(range(len(tensors)), key=lambda index: tuple(map(str, kinds[index])))
+    def __init__(self, tensors: Sequence[Streams], members: Sequence[int], chunk: int, sums: int) -> None:
+        kinds, device = {i: kind_of(tensors[i]) for i in members}, tensors[members[0]].param.device
+        self.order = sorted(members, key=lambda i: tuple(map(str, kinds[i])))
         self.kinds, ordered = [kinds[i] for i in self.order], [tensors[i] for i in self.order]
         numels = [t.param.numel() for t in ordered]
         counts = [max(1, -(-numel // chunk)) for numel in numels]  # an empty tensor has a step to count

@@ -19,7 +19,11 @@ REMEDY = "install one (for example the package g++), name it in the environment 
 
 def compiler() -> list[str]:
     """The command in CXX, else the system's compiler. Raises RuntimeError where it is not installed."""
-    command = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise RuntimeError(f"the environment variable CXX is no command: {error}; {REMEDY}") from None
+    command = chosen or ["clang++" if sys.platform == "darwin" else "g++"]
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"compile=True needs a C++ compiler, but {command[0]!r} was not found; {REMEDY}")
     return command
@@ -43,7 +47,12 @@ def processor() -> str:
 
 def run(command: list[str]) -> str:
     """What a command prints. Raises RuntimeError with its first error line, or its first line, where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise RuntimeError(
+            f"compile=True needs a C++ compiler, but {command[0]!r} does not run: {error}; {REMEDY}"
+        ) from None
     if done.returncode == 0:
         return done.stdout
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -65,9 +74,9 @@ def build(source: Path) -> Path:
     parts = (source.read_bytes(), *(part.encode() for part in (*command, *FLAGS, version, processor())))
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     library = cache_folder() / f"{source.stem}-{digest}.so"
-    if library.exists():
-        return library
     try:
+        if library.exists():
+            return library
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{source.stem}-") as folder:
             fresh = Path(folder) / library.name

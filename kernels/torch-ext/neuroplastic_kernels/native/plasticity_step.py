@@ -75,6 +75,7 @@ def takes(param: Tensor, grad: Tensor, *state: Tensor) -> bool:
         and grad.dtype == param.dtype
         and all(stream.dtype == state_dtype for stream in state)
         and all(is_flat(stream) and stream.is_cpu for stream in (param, grad, *state))
+        and all(stream.numel() == param.numel() for stream in (grad, *state))
     )
 
 
