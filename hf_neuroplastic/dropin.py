@@ -239,7 +239,8 @@ class DropIn:
         held = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
         if not any(id(weight) in held for site in self.sites for weight in (site.up.weight, site.down.weight)):
             raise ValueError("optimizer holds no parameter of the watched layers; pass the one that trains this model")
-        if any(group.get("state_bits") == 8 for group in inner.param_groups):
+        idle = self.config.max_fraction == 0 and self.config.active_neurons is None and self.config.active_share is None
+        if not idle and any(group.get("state_bits") == 8 for group in inner.param_groups):
             raise TypeError(
                 "8-bit optimizer state cannot be reset neuron by neuron: use NeuroPlastic(..., state_bits=32)"
             )

@@ -1,6 +1,7 @@
 """Fine-tuning an audio classifier to tell bona fide from spoofed speech: what the command line runs.
 
-A method is a name: "adamw" (torch's), "neuroplastic" (the NeuroPlastic optimizer), each alone or with "+dropin".
+A method is a name: "adamw" (torch's), "neuroplastic" (the NeuroPlastic optimizer), each alone or with "+dropin"; or
+"neuroplastic-8bit".
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,12 @@ from .metrics import equal_error_rate
 from .optimizer import NeuroPlastic
 from .sites import find_sites
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "neuroplastic": NeuroPlastic}
-METHODS = tuple(f"{optimizer}{dropin}" for optimizer in OPTIMIZERS for dropin in ("", "+dropin"))
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "neuroplastic": NeuroPlastic,
+    "neuroplastic-8bit": partial(NeuroPlastic, state_bits=8),  # state that cannot be reset neuron by neuron: no DropIn
+}
+METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
 WATCH_ONLY = DropInConfig(max_fraction=0.0, stop=None)
 
 Progress = Callable[[int, int], object]

@@ -92,6 +92,12 @@ def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
     assert result.exit_code == 0, result.output
 
 
+def test_train_with_eight_bit_state(tmp_path, corpus, model):
+    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    result = _run("train", *common, "--method", "neuroplastic-8bit", "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+
+
 def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch):
     common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus)  # no cropping
     assert _run(*common, "--output", tmp_path / "whole").exit_code == 0

@@ -347,3 +347,5 @@ def test_eight_bit_state_is_refused_at_the_first_step():
     with pytest.raises(TypeError, match="state_bits=32"):
         dropin.step(optimizer)
     assert dropin.step_count == 0
+    dropin.unpatch()
+    DropIn(model, DropInConfig(stop=None, max_fraction=0.0)).step(optimizer)  # watching alone changes no state
