@@ -44,3 +44,15 @@ def test_continual_learning(tmp_path, monkeypatch, capsys):
     rank = example["effective_rank"]
     assert rank(torch.eye(7)) == pytest.approx(7.0, rel=1e-5)
     assert rank(torch.ones(7, 3)) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_eight_bit_state(monkeypatch, capsys):
+    from hf_neuroplastic.demo import Scale
+    from hf_neuroplastic.finetuning import Settings
+
+    size = Scale({"train": 8, "dev": 4, "eval": 8}, Settings(steps=1, batch_size=2, max_seconds=0.5))
+    monkeypatch.setattr("hf_neuroplastic.demo.scale", lambda *_: size)
+    monkeypatch.setattr(sys, "argv", ["eight_bit_state.py", "--seeds", "1"])
+    runpy.run_path(str(EXAMPLES / "eight_bit_state.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "EER" in line]
+    assert [line.split()[2] for line in lines] == ["neuroplastic", "neuroplastic-8bit"]

@@ -1,0 +1,38 @@
+"""NeuroPlastic with 32-bit and with 8-bit optimizer state on the demonstration's corpus, model and settings.
+
+OMP_NUM_THREADS=1 python examples/eight_bit_state.py --seeds 3
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from hf_neuroplastic import demo
+from hf_neuroplastic.data import load_asvspoof2019, write_corpus
+from hf_neuroplastic.finetuning import fine_tune
+
+
+def compare(seed: int, folder: Path) -> None:
+    size = demo.scale("wav2vec2", False, seed)
+    corpus = write_corpus(folder / "corpus", seed=seed, utterances=size.utterances)
+    demo.save_small_model("wav2vec2", folder / "model", seed)
+    train, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "eval"))
+    for method in ("neuroplastic", "neuroplastic-8bit"):
+        model = AutoModelForAudioClassification.from_pretrained(folder / "model")
+        extractor = AutoFeatureExtractor.from_pretrained(folder / "model")
+        run = fine_tune(model, extractor, train, evaluation, method, size.settings)
+        print(f"seed {seed}  {method:18} EER {100 * run.eer:.1f} %  training loss {run.train_loss:.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    for seed in range(parser.parse_args().seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            compare(seed, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
