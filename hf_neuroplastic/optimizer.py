@@ -3,19 +3,19 @@
 Source: arXiv 2604.26297. The formulas are in `neuroplastic_kernels.reference.plasticity_formulas`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import plasticity_step, select
+from neuroplastic_kernels import NeuronFactor, gradient_squares, plasticity_step, select
 from neuroplastic_kernels.reference.plasticity_formulas import Hyperparameters
 
 from .optimizer_diagnostics import diagnose
-from .optimizer_options import RULES, STORAGE, check_options
-from .optimizer_storage import STATE, completed_groups, decoded, initial_state, matched_state, restored
+from .optimizer_options import RULES, STORAGE, check_options, refuse_strangers
+from .optimizer_storage import completed_groups, decoded, initial_state, matched_state, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in STORAGE)
 
@@ -44,8 +44,9 @@ class NeuroPlastic(Optimizer):
         decoupled_weight_decay: True shrinks parameters by lr * weight_decay (AdamW), False adds the decay to the gradient,
             or to the update for the base "gradient". None takes True for "adamw" and False otherwise.
         maximize: ascend instead of descend.
-        max_grad_norm: clip the norm of all gradients of a group together to this, as torch.nn.utils.clip_grad_norm_ would
-            before the step; None for no clipping. It takes the place of Trainer's, to which then give max_grad_norm=0.
+        max_grad_norm: clip the norm of all gradients together to this, as torch.nn.utils.clip_grad_norm_ would before the
+            step; None for no clipping. It takes the place of Trainer's, to which then give max_grad_norm=0. Groups that name
+            different norms are clipped apart: each number limits the norm of the groups that name it.
         stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
         seed: of that rounding and of 8-bit state's.
         state_bits: 32, or 8 to keep the state in about 3 bytes per parameter rather than 12. Contiguous, unsharded float32
@@ -58,6 +59,11 @@ class NeuroPlastic(Optimizer):
             NEUROPLASTIC_CACHE_DIR are respected). None does so where it can and goes on with PyTorch elsewhere; True
             raises where it cannot; False is PyTorch. They agree to rounding.
         backend: "auto", "reference" or "fused".
+
+    Attributes:
+        neuron_factors: parameter -> NeuronFactor(values, dim), empty at first: what each neuron's part of the parameter's
+            step is multiplied by, last of all before the learning rate. 1 is exactly as without, 0 freezes the part, but for
+            decoupled decay. Change the values in place between steps; they are not part of `state_dict`.
 
     All but `compile` and `backend` may differ between groups. The state of a parameter is `step` (a float32 scalar; on the
     CPU, but for CUDA parameters that the fused form may take), `trace`, `exp_avg` and `exp_avg_sq` (of its shape; float32 for
@@ -74,7 +80,7 @@ class NeuroPlastic(Optimizer):
     Raises:
         ValueError: an option out of its range, or a complex or otherwise unsupported parameter, by name.
         RuntimeError: a backend or compiler that is asked for and missing or failing; sparse gradients; `compile` with
-            parameters that are not on the CPU, in `step`.
+            parameters that are not on the CPU, in `step`; a parameter whose gradient or state has another shape.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then sets `grad_scale` and `found_inf` around a step
@@ -134,6 +140,7 @@ class NeuroPlastic(Optimizer):
         }
         select("plasticity_step", backend, compile=compile)
         self.compile, self.backend = compile, backend
+        self.neuron_factors: dict[Tensor, NeuronFactor] = {}
         self._workspace: dict[Any, Any] = {}
         super().__init__(params, defaults)
 
@@ -151,10 +158,12 @@ class NeuroPlastic(Optimizer):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compile": self.compile, "backend": self.backend, "_workspace": {}}
+        kept = {"compile": self.compile, "backend": self.backend, "neuron_factors": self.neuron_factors}
+        return {**super().__getstate__(), **kept, "_workspace": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("neuron_factors", {})
         for index, group in enumerate(self.param_groups):
             group.update(check_options({**self.defaults, **group}, f"group {index}"))
 
@@ -165,28 +174,22 @@ class NeuroPlastic(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            # Parameters without a gradient stay in the list, so that a layer that is dropped now and then changes no table.
-            params = [param for param in group["params"] if param.grad is not None or param in self.state]
-            grads = [param.grad for param in params]
-            if all(grad is None for grad in grads):
-                continue
-            refuse_sparse(grads)
-            states = [self.state[param] or self._new_state(param, group) for param in params]
-            refuse_resized(params, grads, states)
-            scales = [state.get("scales") for state in states] if group["state_bits"] == 8 else None
-            plasticity_step(
-                params,
-                grads,
-                *([state[name] for state in states] for name in (*STATE, "step")),
-                scales=scales,
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-                backend=self.backend,
-                compile=self.compile,
-                workspace=self._workspace.setdefault(index, {}),
-                **{name: group[name] for name in STEP_OPTIONS},
-            )
+        if self.neuron_factors:
+            refuse_strangers(self.neuron_factors, self.param_groups)
+        lists = [self._lists(group) for group in self.param_groups]
+        squares = self._gradient_squares(lists)
+        for index, (group, tensors) in enumerate(zip(self.param_groups, lists, strict=True)):
+            if tensors is not None:
+                plasticity_step(
+                    **tensors,
+                    grad_scale=getattr(self, "grad_scale", None),
+                    found_inf=getattr(self, "found_inf", None),
+                    gradient_squares=squares.get(group["max_grad_norm"]),
+                    backend=self.backend,
+                    compile=self.compile,
+                    workspace=self._workspace.setdefault(index, {}),
+                    **{name: group[name] for name in STEP_OPTIONS},
+                )
         return loss
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -199,11 +202,52 @@ class NeuroPlastic(Optimizer):
         RuntimeError if no stepped parameter has a gradient.
         """
         return diagnose(
-            (param, decoded(self.state[param]), {name: group[name] for name in Hyperparameters._fields})
+            (
+                param,
+                decoded(self.state[param]),
+                self.neuron_factors.get(param),
+                {k: group[k] for k in Hyperparameters._fields},
+            )
             for group in self.param_groups
             for param in group["params"]
             if param.grad is not None and param.numel() and self.state.get(param)
         )
+
+    def _lists(self, group: dict[str, Any]) -> dict[str, Any] | None:
+        """The tensors of a group's step, as arguments of `plasticity_step`; None if nothing has a gradient."""
+        params = group["params"]
+        grads = [param.grad for param in params]
+        states: list[Any] = list(map(self.state.get, params))
+        if not all(states):
+            # A parameter without a gradient stays once it has a state: a layer dropped now and then changes no table.
+            kept = [i for i, (grad, state) in enumerate(zip(grads, states, strict=True)) if state or grad is not None]
+            params, grads = [params[i] for i in kept], [grads[i] for i in kept]
+            states = [self.state[param] or self._new_state(param, group) for param in params]
+        if all(grad is None for grad in grads):
+            return None
+        return {
+            "params": params,
+            "grads": grads,
+            "traces": [state["trace"] for state in states],
+            "exp_avgs": [state["exp_avg"] for state in states],
+            "exp_avg_sqs": [state["exp_avg_sq"] for state in states],
+            "steps": [state["step"] for state in states],
+            "scales": [state.get("scales") for state in states] if group["state_bits"] == 8 else None,
+            "neuron_factors": list(map(self.neuron_factors.get, params)) if self.neuron_factors else None,
+        }
+
+    def _gradient_squares(self, lists: Sequence[dict[str, Any] | None]) -> dict[float | None, Tensor]:
+        """For each `max_grad_norm`, the sum of squares of all gradients that are clipped to it."""
+        clipped: dict[float, list[Tensor | None]] = {}
+        for group, tensors in zip(self.param_groups, lists, strict=True):
+            if tensors is not None and group["max_grad_norm"] is not None:
+                clipped.setdefault(group["max_grad_norm"], []).extend(tensors["grads"])
+        return {
+            norm: gradient_squares(
+                grads, backend=self.backend, workspace=self._workspace.setdefault(("squares", number), {})
+            )
+            for number, (norm, grads) in enumerate(clipped.items())
+        }
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[param]
@@ -242,27 +286,3 @@ class NeuroPlastic(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def refuse_resized(
-    params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Sequence[Mapping[str, Tensor]]
-) -> None:
-    """Raise RuntimeError where a parameter has changed its shape under its state or gradient."""
-    for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        held = (grad, *(state[name] for name in STATE))
-        if any(tensor is not None and tensor.shape != param.shape for tensor in held):
-            raise RuntimeError(
-                f"parameter {index} has shape {tuple(param.shape)} but its gradient or state another, such as "
-                f"{tuple(state['trace'].shape)}: change widths before the first step, or pass the "
-                "optimizer to reserve or compact"
-            )
-
-
-def refuse_sparse(grads: Sequence[Tensor | None]) -> None:
-    """Raise RuntimeError for the first gradient that is not dense."""
-    for grad in grads:
-        if grad is not None and grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
-                "use dense gradients, as nn.Embedding(sparse=False) has"
-            )

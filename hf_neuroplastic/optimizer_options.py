@@ -1,11 +1,13 @@
-"""The options of NeuroPlastic: their allowed values and the defaults that depend on the base."""
+"""The options of NeuroPlastic: their allowed values, the defaults that depend on the base, and whose neuron factors are."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+from neuroplastic_kernels import NeuronFactor
 
 BETAS = {"gradient": (0.9, 0.99), "adamw": (0.9, 0.999), "momentum": (0.9, 0.99)}
 SIGNALS = ("all", "gradient")
@@ -95,3 +97,25 @@ def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
         if options[name] == math.inf:
             options[name] = None
     return options
+
+
+def refuse_strangers(factors: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError where neuron factors are of no parameter of these groups, or are none."""
+    held = {param for group in groups for param in group["params"]}
+    for param, factor in factors.items():
+        shape = tuple(param.shape) if isinstance(param, Tensor) else param
+        if param not in held:
+            raise ValueError(
+                f"neuron_factors has an entry for {shape!r}, which is no parameter of this optimizer: remove it, or add the "
+                "parameter with add_param_group"
+            )
+        if not isinstance(factor, NeuronFactor) or not isinstance(factor.values, Tensor):
+            raise ValueError(
+                f"neuron_factors of the parameter of shape {shape} must be a NeuronFactor(values, dim) whose values are a "
+                f"tensor; got {described(factor)}"
+            )
+
+
+def described(factor: Any) -> str:
+    of = f" of a {type(factor.values).__name__}" if isinstance(factor, NeuronFactor) else ""
+    return f"{type(factor).__name__}{of}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neuroplastic_kernels.neurons import Fill, StateSlice
+
+from .sites import Share
 
 # Running means of squares and magnitudes, and step sizes. Their bias correction is spent by the time a neuron is reborn, so
 # zero would not be "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of
@@ -16,10 +19,8 @@ MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
     "exp_avg_sq_row", "exp_avg_sq_col", "step_size",
 })  # fmt: skip
-FACTORED_ROWS, FACTORED_COLUMNS = (
-    "exp_avg_sq_row",
-    "exp_avg_sq_col",
-)  # transformers' Adafactor drops the other dimension
+# transformers' Adafactor factors over the last two dimensions: which of them each factor lacks.
+DROPPED = {"exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -36,35 +37,40 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def resize_state(
-    optimizer: torch.optim.Optimizer | None, parameter: Tensor, dim: int, kept: Tensor, added: int
-) -> dict[str, Tensor]:
-    """The state of `parameter` after its dimension `dim` keeps the entries `kept` and gains `added` new ones, by name.
+class Cut(NamedTuple):
+    """What becomes of the neurons along dimension `dim` of a tensor: the entries `kept` stay, `added` new ones follow."""
 
-    New entries are initial: the mean over the kept ones for running magnitudes, else 0. Nothing is changed here.
+    dim: int
+    kept: Tensor  # [K] int64
+    added: int
 
-    Args:
-        kept: [K] int64. Call this while `parameter` still has its old shape.
+
+def resize(tensor: Tensor, cut: Cut, fill: Fill = "zero") -> Tensor:
+    """A copy of `tensor` after `cut`; new entries are 0, or the mean over the kept ones."""
+    held = tensor.index_select(cut.dim, cut.kept.to(tensor.device))
+    shape = [cut.added if d == cut.dim else size for d, size in enumerate(tensor.shape)]
+    mean = held.mean(cut.dim, keepdim=True) if fill == "mean" and len(cut.kept) else 0.0
+    return torch.cat([held, held.new_zeros(shape) + mean], cut.dim)
+
+
+def resize_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, cuts: Sequence[Cut]) -> dict[str, Tensor]:
+    """The state of `parameter` after `cuts` (at most one along each dimension), by name.
+
+    New entries are initial: the mean over the kept ones for running magnitudes, else 0. Nothing is changed here; call this
+    while `parameter` still has its old shape.
 
     Raises:
         TypeError: as `state_slices`.
     """
-    if optimizer is None:
-        return {}
-    slices = {id(state.tensor): state for state in state_slices(optimizer, parameter, dim)}
-    resized = {}
-    for name, value in optimizer.state.get(parameter, {}).items():
-        if id(value) in slices:
-            _, along, fill = slices[id(value)]
-            held = value.index_select(along, kept.to(value.device))
-            mean = held.mean(along, keepdim=True) if fill == "mean" and len(kept) else 0.0
-            shape = [added if d == along else size for d, size in enumerate(value.shape)]
-            resized[name] = torch.cat([held, torch.zeros(shape).to(value) + mean], along)
+    resized: dict[str, Tensor] = {}
+    for dim, kept, added in cuts:
+        for name, value, along, fill in _owned_state(optimizer, parameter, dim):
+            resized[name] = resize(resized.get(name, value), Cut(along, kept, added), fill)
     return resized
 
 
-def state_slices(optimizer: torch.optim.Optimizer | None, parameter: Tensor | None, dim: int) -> tuple[StateSlice, ...]:
-    """The parts of `parameter`'s optimizer state that belong to single neurons along dimension `dim`.
+def state_slices(optimizer: torch.optim.Optimizer | None, share: Share | None) -> tuple[StateSlice, ...]:
+    """The parts of the optimizer state of a site's share of a parameter that belong to single neurons.
 
     Includes state of the parameter's shape and the factored second moments of Adafactor (torch's and transformers'). Running
     magnitudes restart at the survivors' mean, everything else at 0. State shared by all neurons (step counters, the factor
@@ -73,9 +79,20 @@ def state_slices(optimizer: torch.optim.Optimizer | None, parameter: Tensor | No
     Raises:
         TypeError: state that cannot be reset neuron by neuron, such as quantised tensors. Nothing has been changed then.
     """
-    if optimizer is None or parameter is None:
+    if share is None:
         return ()
-    slices = []
+    return tuple(
+        StateSlice(share.block_of(value, along), along, fill)
+        for _, value, along, fill in _owned_state(optimizer, share.tensor, share.dim)
+    )
+
+
+def _owned_state(
+    optimizer: torch.optim.Optimizer | None, parameter: Tensor, dim: int
+) -> Iterator[tuple[str, Tensor, int, Fill]]:
+    """Name, tensor, dimension of the neurons, and fill of the state that has entries per neuron."""
+    if optimizer is None:
+        return
     for name, value in optimizer.state.get(parameter, {}).items():
         if not isinstance(value, Tensor) or (value.numel() <= 1 and value.shape != parameter.shape):
             continue
@@ -87,21 +104,18 @@ def state_slices(optimizer: torch.optim.Optimizer | None, parameter: Tensor | No
                 f"optimizer state {name!r} of {type(optimizer).__name__} is {value.dtype}: quantised state cannot be reset "
                 f"neuron by neuron; use an optimizer with floating-point state, or exclude these layers"
             )
-        fill: Fill = "mean" if name in MAGNITUDES else "zero"
-        slices.append(StateSlice(value, along, fill))
-    return tuple(slices)
+        yield name, value, along, "mean" if name in MAGNITUDES else "zero"
 
 
 def _neuron_dim(name: str, value: Tensor, parameter: Tensor, dim: int) -> int | None:
     """The dimension of `value` that counts the neurons, or None if its entries are shared between neurons."""
     if value.shape == parameter.shape:
         return dim
-    if parameter.ndim == 2 and name in (FACTORED_ROWS, FACTORED_COLUMNS):
-        return 0 if (name == FACTORED_ROWS) == (dim == 0) else None
-    kept = [d for d in range(value.ndim) if value.shape[d] != 1]
-    factored = value.ndim == parameter.ndim and len(kept) == 1 and value.shape[kept[0]] == parameter.shape[kept[0]]
-    if factored:
-        return dim if kept[0] == dim else None
+    if name in DROPPED and value.ndim == parameter.ndim - 1:
+        dropped = parameter.ndim + DROPPED[name]
+        return None if dim == dropped else dim - (dim > dropped)
+    if value.ndim == parameter.ndim and all(s in (1, p) for s, p in zip(value.shape, parameter.shape, strict=True)):
+        return dim if value.shape[dim] == parameter.shape[dim] else None
     raise TypeError(
         f"optimizer state {name!r} has shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}: it is not "
         f"known which of it belongs to a single neuron; use an optimizer whose state has the parameter's shape"

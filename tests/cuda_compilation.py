@@ -12,8 +12,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from neuroplastic_kernels.fused import plasticity_kernels
-from neuroplastic_kernels.fused.plasticity_step import DEVICE, kernel_rule
+from neuroplastic_kernels.fused.geometry import DEVICE
+from neuroplastic_kernels.fused.gradient_squares import squares_kernel
+from neuroplastic_kernels.fused.plasticity_kernels import apply_kernel, signals_kernel, update_kernel
+from neuroplastic_kernels.fused.plasticity_step import kernel_rule
 from neuroplastic_kernels.reference.plasticity_formulas import Hyperparameters
 
 POINTERS = {torch.float32: "*fp32", torch.int64: "*i64"}
@@ -51,16 +53,17 @@ def compile_kernel(kernel: Any, capability: int, compiled_for: dict[str, Any], *
 def main() -> None:
     table, partials = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
     hyper = Hyperparameters(lr=torch.zeros(1), base="adamw", betas=(0.9, 0.999), warmup_steps=5, weight_decay=0.1)
-    rule = kernel_rule(hyper, torch.device("cpu"), 1.0, grad_scale=torch.ones(1), found_inf=torch.zeros(1))
+    scalars = {name: torch.ones(1) for name in ("grad_scale", "found_inf", "gradient_squares")}
+    rule = kernel_rule(hyper, torch.device("cpu"), 1.0, **scalars)
     for eight_bit, dtype, capability in ((False, tl.float32, 90), (True, tl.bfloat16, 80)):
         kind = {"PARAM": dtype, "GRAD": dtype, "EIGHT_BIT": eight_bit, "ALIGNED": True, "STOCHASTIC": True}
-        kind |= {"CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block}
-        for name in ("squares", "signals", "update", "apply"):
+        kind |= {"CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block, "READ_TRACES": not eight_bit}
+        for kernel in (squares_kernel, signals_kernel, update_kernel, apply_kernel):
             ptx = compile_kernel(
-                getattr(plasticity_kernels, f"{name}_kernel"), capability, kind, fields=table, owners=table,
-                partials=partials, chunks=3, start_chunk=0, rule=rule, seed=1,
+                kernel, capability, kind, fields=table, owners=table, partials=partials, sums=partials, chunks=3,
+                start_chunk=0, rule=rule, seed=1,
             )  # fmt: skip
-            print(name, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v4", ptx)))
+            print(kernel.__name__, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v4", ptx)))
 
 
 if __name__ == "__main__":

@@ -24,23 +24,17 @@ def inner_forms(device: str, dtype: torch.dtype, quick: bool) -> dict[str, Calla
     """Name -> x [tokens, WIDTH] to the layer's neurons [tokens, NEURONS]. The first is the one ratios refer to."""
     up = nn.Linear(WIDTH, NEURONS).to(device, dtype)
     moments = torch.zeros(ROWS, NEURONS, device=device)
+    probe = torch.zeros_like(moments, requires_grad=True)  # gets the moments as its gradient in compiled forms
 
     def stock(x: Tensor) -> Tensor:
         return F.dropout(F.gelu(up(x)), DROPOUT)
 
-    def sums_of(z: Tensor) -> Callable[[Tensor], None]:
-        def add(dz: Tensor) -> None:
-            a, d = z.detach().float(), dz.float()
-            moments.add_(torch.stack([a.abs(), d.abs(), (a * d).abs(), a, a * a, torch.ones_like(a)]).sum(1))
-
-        return add
-
     def hooks(x: Tensor) -> Tensor:
         z = F.gelu(up(x))
-        z.register_hook(sums_of(z))
+        z.register_hook(adds_sums_of(z, moments))
         return F.dropout(z, DROPOUT)
 
-    def ours(backend: str) -> Callable[[Tensor], Tensor]:
+    def ours(backend: str, moments: Tensor = moments) -> Callable[[Tensor], Tensor]:
         def form(x: Tensor) -> Tensor:
             h = F.linear(x, up.weight)
             return ffn_activation(h, up.bias, moments, dropout=DROPOUT, backend=backend)
@@ -52,9 +46,20 @@ def inner_forms(device: str, dtype: torch.dtype, quick: bool) -> dict[str, Calla
         forms["fused"] = ours("fused")
     if not quick:
         forms["stock, compiled"] = torch.compile(stock)
+        forms["reference, compiled"] = torch.compile(ours("reference", probe), fullgraph=True)
         if device == "cuda":
-            forms["fused, compiled"] = torch.compile(ours("fused"), fullgraph=True)
+            forms["fused, compiled"] = torch.compile(ours("fused", probe), fullgraph=True)
     return forms
+
+
+def adds_sums_of(z: Tensor, moments: Tensor) -> Callable[[Tensor], None]:
+    """What a tensor hook on z [..., N] would do to know as much: the anchor for the cost of watching."""
+
+    def add(dz: Tensor) -> None:
+        a, d = (x.detach().reshape(-1, x.shape[-1]).float() for x in (z, dz))
+        moments.add_(torch.stack([x.sum(0) for x in (a.abs(), d.abs(), (a * d).abs(), a, a * a, torch.ones_like(a))]))
+
+    return add
 
 
 def inner_actions(device: str, quick: bool) -> dict[str, Callable[[], Any]]:
@@ -69,11 +74,25 @@ def inner_actions(device: str, quick: bool) -> dict[str, Callable[[], Any]]:
     return {name: action(form) for name, form in inner_forms(device, dtype, quick).items()}
 
 
+def hook_activations(model: nn.Module, device: str) -> None:
+    """Lets plain hooks take the moments of every feed-forward layer."""
+    for module in model.modules():
+        if hasattr(module, "intermediate_act_fn"):
+            moments = torch.zeros(ROWS, NEURONS, device=device)
+
+            def hook(module: nn.Module, args: Any, z: Tensor, moments: Tensor = moments) -> None:
+                z.register_hook(adds_sums_of(z, moments))
+
+            module.intermediate_act_fn.register_forward_hook(hook)
+
+
 def training_step(
-    model: nn.Module, device: str, seconds: int, batch: int, compiled: bool, watch: bool
+    model: nn.Module, device: str, seconds: int, batch: int, compiled: bool, watch: str
 ) -> Callable[[], Any]:
-    """One optimizer step on random audio; with `watch`, DropIn observes the model and ends the step."""
-    dropin = DropIn(model, total_steps=1000) if watch else None
+    """One optimizer step on random audio. watch: "" or "hooks", or "dropin", which observes the model and ends the step."""
+    dropin = DropIn(model, total_steps=1000) if watch == "dropin" else None
+    if watch == "hooks":
+        hook_activations(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     audio = torch.randn(batch, seconds * RATE, device=device)
     labels = torch.arange(batch, device=device) % 2
@@ -94,11 +113,14 @@ def training_step(
 def training_actions(device: str, quick: bool) -> dict[str, Callable[[], Any]]:
     """The step of the stock model and of a watched copy: base widths, fewer layers on a CPU."""
     layers, seconds, batch = (12, 10, 8) if device == "cuda" else (3, 4, 1)
-    config = Wav2Vec2Config(hidden_size=WIDTH, intermediate_size=NEURONS, num_hidden_layers=layers, layerdrop=0.0)
+    config = Wav2Vec2Config(
+        hidden_size=WIDTH, intermediate_size=NEURONS, num_hidden_layers=layers, layerdrop=0.0, apply_spec_augment=False
+    )
     model = Wav2Vec2ForSequenceClassification(config).to(device).train()
-    forms = {"stock": (False, False), "patched": (False, True)}
+    model.freeze_feature_encoder()  # as is usual; without it, and with masked spectra, the model compiles in many pieces
+    forms = {"stock": (False, ""), "stock with hooks": (False, "hooks"), "patched": (False, "dropin")}
     if device == "cuda" and not quick:
-        forms |= {"stock, compiled": (True, False), "patched, compiled": (True, True)}
+        forms |= {"stock, compiled": (True, ""), "patched, compiled": (True, "dropin")}
     return {
         name: training_step(copy.deepcopy(model), device, seconds, batch, compiled, watch)
         for name, (compiled, watch) in forms.items()

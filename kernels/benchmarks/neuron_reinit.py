@@ -1,4 +1,7 @@
-"""Rebirth of neurons in all sites of a wav2vec2-base, with and without optimizer state: fused beside reference."""
+"""Rebirth of neurons in all sites of a wav2vec2-base, with and without optimizer state: fused beside reference.
+
+Every optimizer keeps its state, and a fused call its table, between the calls measured; "fused, first call" has none yet.
+"""
 
 import statistics
 from collections.abc import Callable
@@ -6,37 +9,56 @@ from typing import Any
 
 import torch
 from plasticity_step import synchronize, timed
+from torch import Tensor
 
 from neuroplastic_kernels import neuron_reinit
-from neuroplastic_kernels.neurons import NeuronTensors, StateSlice
+from neuroplastic_kernels.neurons import GROUP, Incoming, NeuronTensors, StateSlice, models
 
 SITES, WIDTH, NEURONS = 12, 768, 3072
+FILLS: dict[str, tuple[Any, ...]] = {  # of an optimizer's state, per parameter
+    "none": (),
+    "SGD": ("zero",),
+    "AdamW": ("zero", "mean"),
+    "NeuroPlastic": ("mean", "zero", "mean"),
+}
 WARMUP = 3
 BUSY_CYCLES = 20_000_000  # long enough for the host to queue one call behind it
 
 
 def site(index: int, share: float, state: str, device: str) -> NeuronTensors:
-    """A site of random weights; `share` of its neurons are chosen. state: "none", "zero" or "AdamW"."""
-    shapes = {
-        "up_weight": (NEURONS, WIDTH),
-        "up_bias": (NEURONS,),
-        "down_weight": (WIDTH, NEURONS),
-        "down_bias": (WIDTH,),
-    }
-    weights = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
-    generator = torch.Generator().manual_seed(index)
-    mask = (torch.rand(NEURONS, generator=generator) < share).to(device)
-    fills: dict[str, tuple[Any, ...]] = {"none": (), "zero": ("zero", "zero"), "AdamW": ("zero", "mean")}
-    neurons_first = {"up_weight": 0, "up_bias": 0, "down_weight": 1}
+    """A site of random weights; `share` of its neurons are chosen. state: a key of FILLS."""
+    up, down = torch.randn(NEURONS, WIDTH, device=device), torch.randn(WIDTH, NEURONS, device=device)
+    up_bias, down_bias = torch.randn(NEURONS, device=device), torch.randn(WIDTH, device=device)
+    mask = (torch.rand(NEURONS, generator=torch.Generator().manual_seed(index)) < share).to(device)
     slices = tuple(
-        StateSlice(torch.rand_like(weights[name]), dim, fill)
-        for name, dim in neurons_first.items()
-        for fill in fills[state]
+        StateSlice(torch.rand_like(weight), dim, fill)
+        for weight, dim in ((up, 0), (up_bias, 0), (down, 1))
+        for fill in FILLS[state]
     )
     return NeuronTensors(
-        **weights, mask=mask, survivors=~mask, mean_output=torch.zeros(NEURONS, device=device), donors=None, state=slices,
-        site=index,
+        ups=(Incoming(up, up_bias),), down_weight=down, down_bias=down_bias, mask=mask, survivors=~mask,
+        mean_output=torch.zeros(NEURONS, device=device), donors=None, state=slices, site=index,
     )  # fmt: skip
+
+
+def touched_bytes(tensors: NeuronTensors, init: str) -> int:
+    """What a call cannot do without: the models it reads once, the chosen entries it writes, and reads to fold."""
+
+    def size(tensor: Tensor, dim: int, neurons: Tensor) -> int:
+        if dim == tensor.ndim - 1:  # neighbours share 32 bytes, the least that a GPU's memory gives
+            neurons = neurons.view(-1, GROUP).any(1).repeat_interleave(GROUP)
+        return int(neurons.sum()) * (tensor.nbytes // tensor.shape[dim])
+
+    if not tensors.mask.any():
+        return 0
+    chosen, modelled = tensors.mask, models(tensors.survivors)
+    ups = [part for up in tensors.ups for part in up if part is not None]
+    total = sum(size(part, 0, chosen) for part in ups)
+    total += sum(size(part, 0, modelled) for part in ups) if init == "layer" else 0
+    if tensors.down_weight is not None:
+        total += 2 * size(tensors.down_weight, 1, chosen)
+    total += sum(size(state, dim, chosen) for state, dim, _ in tensors.state)
+    return total + sum(size(state, dim, modelled) for state, dim, fill in tensors.state if fill == "mean")
 
 
 def device_seconds(action: Callable[[], Any], device: str) -> float | None:
@@ -52,37 +74,47 @@ def device_seconds(action: Callable[[], Any], device: str) -> float | None:
     return start.elapsed_time(end) / 1e3
 
 
+def times(action: Callable[[], Any], device: str, rounds: int) -> dict[str, float | None]:
+    """Medians of a call: until its work is done, until it returns, and on the device alone."""
+    for _ in range(WARMUP):
+        action()
+    totals, hosts = zip(*(timed(action, device) for _ in range(rounds)), strict=True)
+    on_device = [seconds for _ in range(rounds) if (seconds := device_seconds(action, device)) is not None]
+    return {
+        "ms": statistics.median(totals) * 1e3,
+        "host_ms": statistics.median(hosts) * 1e3,
+        "device_us": statistics.median(on_device) * 1e6 if on_device else None,
+    }
+
+
+def forms(sites: list[NeuronTensors], init: str, device: str) -> dict[str, Callable[[], None]]:
+    """Name -> a call."""
+    workspace: dict[Any, Any] = {}
+    calls: dict[str, Callable[[], None]] = {"reference": lambda: neuron_reinit(sites, init=init, backend="reference")}
+    if device == "cuda":
+        calls["fused"] = lambda: neuron_reinit(sites, init=init, backend="fused", workspace=workspace)
+        calls["fused, first call"] = lambda: neuron_reinit(sites, init=init, backend="fused")
+    return calls
+
+
 def measure(share: float, state: str, init: str, device: str, rounds: int) -> list[dict[str, Any]]:
     sites = [site(index, share, state, device) for index in range(SITES)]
-    chosen = sum(int(tensors.mask.sum()) for tensors in sites)
-    rows = []
-    for backend in ("reference", "fused") if device == "cuda" else ("reference",):
-
-        def action(backend: str = backend) -> None:
-            neuron_reinit(sites, init=init, backend=backend)
-
-        for _ in range(WARMUP):
-            action()
-        totals, hosts = zip(*(timed(action, device) for _ in range(rounds)), strict=True)
-        on_device = [seconds for _ in range(rounds) if (seconds := device_seconds(action, device)) is not None]
-        rows.append({
-            "operation": "neuron_reinit",
-            "neurons": SITES * NEURONS,
-            "chosen": chosen,
-            "state": state,
-            "init": init,
-            "form": backend,
-            "ms": statistics.median(totals) * 1e3,
-            "host_ms": statistics.median(hosts) * 1e3,
-            "device_us": statistics.median(on_device) * 1e6 if on_device else None,
-        })  # fmt: skip
-    return rows
+    case = {
+        "operation": "neuron_reinit",
+        "neurons": SITES * NEURONS,
+        "chosen": sum(int(tensors.mask.sum()) for tensors in sites),
+        "state": state,
+        "init": init,
+        "megabytes": sum(touched_bytes(tensors, init) for tensors in sites) / 1e6,
+    }
+    calls = forms(sites, init, device)
+    return [{**case, "form": form, **times(action, device, rounds)} for form, action in calls.items()]
 
 
 def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """All rows; `quick` takes AdamW's state, the default rule and fewer rounds."""
+    """All rows; `quick` takes AdamW's state, one rule and fewer rounds."""
     cases = [(share, "AdamW", "normal") for share in (0.0, 0.01)]
     if not quick:
-        cases += [(share, state, "normal") for state in ("none", "zero") for share in (0.0, 0.01)]
-        cases += [(0.01, "none", "layer")]
+        cases += [(0.01, state, "normal") for state in FILLS if state != "AdamW"]
+        cases += [(share, "NeuroPlastic", "layer") for share in (0.0, 0.01)]
     return [row for case in cases for row in measure(*case, device, rounds=5 if quick else 25)]

@@ -1,8 +1,10 @@
 """One optimizer step over the parameter lists of real models: NeuroPlastic beside torch's AdamW, interleaved in one run."""
 
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from transformers import ASTConfig, ASTModel, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
 
 from hf_neuroplastic import NeuroPlastic
+from neuroplastic_kernels.reference.plasticity_formulas import Hyperparameters, apply_update, moment
+from neuroplastic_kernels.reference.plasticity_step import one_piece, propose
 
 WIDE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -21,18 +25,45 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 OPTIONS = {"lr": 1e-5, "weight_decay": 0.01}
 ADAMW_BYTES, PLASTIC_BYTES = 28, 36  # per fp32 parameter, every stream moved once: p, g, m, v; and a
-FUSED_BYTES = 16 + 32 + 12  # of the three launches
+FUSED_BYTES = 12 + 32 + 12  # of the three launches
 EIGHT_BIT_BYTES = 7 + 7 + 18 + 4 * 12 / 256  # likewise; the last part are scales
 WARMUP = 3
+COMPILED, PATIENCE = "NeuroPlastic(torch.compile'd reference)", 120  # seconds to compile in
 
 
-def optimizers(device: str) -> dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], float]]:
+class CompiledReference:
+    """The reference's step of one tensor after the other, each taken flat, compiled by torch for any number of elements."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.params = params
+        names = ("trace", "exp_avg", "exp_avg_sq")
+        self.state = {p: {name: torch.zeros_like(p).view(-1) for name in names} for p in params}
+        for p in params:
+            self.state[p]["step"] = torch.zeros((), device=p.device)
+        rule = Hyperparameters(base="adamw", betas=(0.9, 0.999), decoupled_weight_decay=True, **OPTIONS)
+
+        def step(
+            param: Tensor, grad: Tensor, trace: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, count: Tensor
+        ) -> None:
+            count += 1
+            now, piece = moment(count.double(), rule), one_piece(param, grad, trace, exp_avg, exp_avg_sq)
+            apply_update(piece, propose([piece], rule, now), rule, now)
+
+        self._step = torch.compile(step, dynamic=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for param in self.params:
+            self._step(param.view(-1), param.grad.view(-1), *self.state[param].values())
+
+
+def optimizers(device: str, compiled: bool) -> dict[str, tuple[Callable[[list[Tensor]], Any], float]]:
     """Name -> (how to build it, the bytes per parameter it moves). The first is the one ratios refer to.
 
     The fused forms' bytes are those their launches move; the others' are what they cannot go below.
     """
     adamw, ours = torch.optim.AdamW, NeuroPlastic
-    built: dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], float]] = {
+    built: dict[str, tuple[Callable[[list[Tensor]], Any], float]] = {
         "AdamW(fused)": (lambda p: adamw(p, **OPTIONS, fused=True, capturable=device == "cuda"), ADAMW_BYTES),
         "AdamW(foreach)": (lambda p: adamw(p, **OPTIONS, foreach=True), ADAMW_BYTES),
         "NeuroPlastic(reference)": (lambda p: ours(p, **OPTIONS, backend="reference"), PLASTIC_BYTES),
@@ -45,7 +76,28 @@ def optimizers(device: str) -> dict[str, tuple[Callable[[list[Tensor]], torch.op
             lambda p: ours(p, **OPTIONS, backend="fused", state_bits=8),
             EIGHT_BIT_BYTES,
         )
+    if compiled:
+        built[COMPILED] = (CompiledReference, PLASTIC_BYTES)
     return built
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError once `seconds` have passed, where the system has an alarm clock."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def synchronize(device: str) -> None:
@@ -91,11 +143,11 @@ def launches(action: Callable[[], Any], device: str) -> int | None:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(optimizer: Any) -> int:
     return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
-def prepared(build: Callable[[], torch.optim.Optimizer], device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+def prepared(build: Callable[[], Any], device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     """An optimizer's step, warmed up, and what is counted once: bytes kept and needed, launches."""
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     optimizer = build()
@@ -111,16 +163,22 @@ def prepared(build: Callable[[], torch.optim.Optimizer], device: str) -> tuple[C
     return optimizer.step, counted
 
 
-def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
+def measure(model: str, device: str, rounds: int, compiled: bool) -> list[dict[str, Any]]:
     with torch.device("meta"):
         shapes = [tuple(p.shape) for p in MODELS[model]().parameters()]
     params = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
     for param in params:
         param.grad = torch.randn_like(param) * 1e-3
-    count, bandwidth, built = sum(p.numel() for p in params), memory_bandwidth(device), optimizers(device)
+    count, bandwidth, built = sum(p.numel() for p in params), memory_bandwidth(device), optimizers(device, compiled)
     steps, counted = {}, {}
     for name, (build, _) in built.items():  # all step the same parameters
-        steps[name], counted[name] = prepared(lambda build=build: build(params), device)
+        try:
+            with time_limit(PATIENCE if name == COMPILED else 0):
+                steps[name], counted[name] = prepared(lambda build=build: build(params), device)
+        except Exception as error:
+            if name != COMPILED:
+                raise
+            print(f"{name} of {model} is left out, it does not compile: {type(error).__name__}: {error}")
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -146,7 +204,12 @@ def measure(model: str, device: str, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """All rows; `quick` takes the first model and fewer rounds."""
-    models = list(MODELS)[:1] if quick else list(MODELS)
-    return [row for model in models for row in measure(model, device, rounds=5 if quick else 15)]
+def run(device: str, quick: bool, compiled: bool = False) -> list[dict[str, Any]]:
+    """All rows; `quick` takes the first model and fewer rounds, `compiled` has torch.compile try on the CPU, too."""
+    models, rounds = list(MODELS)[:1] if quick else list(MODELS), 5 if quick else 15
+    rows: list[dict[str, Any]] = []
+    compiled = compiled or device == "cuda"
+    for model in models:
+        rows += measure(model, device, rounds, compiled)
+        compiled = compiled and rows[-1]["optimizer"] == COMPILED  # what failed once is not tried again
+    return rows

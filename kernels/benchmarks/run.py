@@ -1,12 +1,14 @@
 """Run the benchmarks of this folder, print a table, and save it as JSON and Markdown.
 
-    python kernels/benchmarks/run.py [NAME ...] [--quick] [--threads N] [--device cpu|cuda] [--output FOLDER]
+    python kernels/benchmarks/run.py [NAME ...] [--quick] [--compiled] [--threads N] [--device cpu|cuda] [--output FOLDER]
 
-Every file beside this one is a benchmark: a module with `run(device, quick) -> list of rows`, a row being a flat dict.
+Every file beside this one is a benchmark: a module with `run(device, quick) -> list of rows`, a row being a flat dict. Where
+`run` also takes `compiled`, --compiled adds baselines that torch.compile makes, which CUDA devices measure anyway.
 """
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Benchmarks of the plasticity operations.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(names())}; default all")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
+    parser.add_argument("--compiled", action="store_true", help="on the CPU, too, measure what torch.compile makes")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, each bound to a core (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument(
@@ -100,7 +103,9 @@ def main() -> None:
     results = {}
     sys.path.insert(0, str(HERE))
     for name in options.names or names():
-        results[name] = importlib.import_module(name).run(device, options.quick)
+        run = importlib.import_module(name).run
+        extra = {"compiled": True} if options.compiled and "compiled" in inspect.signature(run).parameters else {}
+        results[name] = run(device, options.quick, **extra)
         sections.append(f"## {name}\n\n{table(results[name])}")
         print(f"\n{sections[-1]}")
     options.output.mkdir(parents=True, exist_ok=True)

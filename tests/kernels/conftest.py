@@ -14,3 +14,13 @@ DEVICES = [
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param
+
+
+FORMS = [pytest.param(("cpu", "reference"), id="reference")]
+FORMS += [pytest.param((param.values[0], "fused"), id=f"fused-{param.id}", marks=param.marks) for param in DEVICES]
+
+
+@pytest.fixture(params=FORMS)
+def where(request):
+    """A device, and the name of a form that runs there."""
+    return request.param

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from neuroplastic_kernels import ffn_activation
-from neuroplastic_kernels.moments import ABS_OUTPUT, ROWS, TOKENS
+from neuroplastic_kernels.moments import ABS_OUTPUT, OUTPUT, ROWS, TOKENS
+from neuroplastic_kernels.reference import ffn_activation as reference
 
 STOCK = {
     "gelu": F.gelu,
@@ -54,6 +55,28 @@ def test_masked_tokens_are_not_counted_but_pass_gradients():
     assert moments[TOKENS].tolist() == [6.0] * 3
     torch.testing.assert_close(moments[ABS_OUTPUT], F.gelu(h).abs()[mask].sum(0))
     assert h.grad[~mask].any()
+
+
+@pytest.mark.parametrize("neuron_dim", [-1, 1])
+def test_tokens_may_be_summed_in_any_number_of_parts(neuron_dim, monkeypatch):
+    z, dz = torch.randn(2, 7, 3, 5)
+    mask = torch.rand(7, 3 if neuron_dim == -1 else 5) > 0.3
+    whole = reference.sum_moments(z, dz, mask, neuron_dim)
+    selected = z.movedim(neuron_dim, -1)[mask]
+    torch.testing.assert_close(whole[OUTPUT], selected.sum(0))
+    assert whole[TOKENS].tolist() == [float(mask.sum())] * selected.shape[1]
+    for size in (1, 2 * z[0].numel()):
+        monkeypatch.setattr(reference, "PART", size)
+        torch.testing.assert_close(reference.sum_moments(z, dz, mask, neuron_dim), whole)
+
+
+def test_moments_that_require_grad_get_the_sums_as_their_gradient():
+    h, mask = torch.randn(2, 4, 3, requires_grad=True), torch.rand(2, 4) > 0.3
+    moments, probe = torch.zeros(ROWS, 3), torch.ones(ROWS, 3, requires_grad=True)
+    for target in (moments, probe):
+        ffn_activation(h, None, target, token_mask=mask).square().sum().backward()
+    assert torch.equal(probe.grad, moments)
+    assert torch.equal(probe, torch.ones(ROWS, 3))
 
 
 def test_dropout_falls_on_the_output_and_not_on_the_moments():

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuroplastic_kernels import plasticity_step
+from neuroplastic_kernels import NeuronFactor, plasticity_step
 from neuroplastic_kernels.reference.eight_bit import CODES, blocks, dequantise
 
 pytest.importorskip("triton")
+Geometry = importlib.import_module("neuroplastic_kernels.fused.geometry").Geometry
 fused_module = importlib.import_module("neuroplastic_kernels.fused.plasticity_step")
+squares_module = importlib.import_module("neuroplastic_kernels.fused.gradient_squares")
 
 BASES = ("gradient", "adamw", "momentum")
 SIZES = ((3, 5), (70,), (1,), (0,), (17000,))  # the last takes two chunks, the second cut short
@@ -60,15 +62,21 @@ class Problem:
         return [*self.params, *chain(*self.state), *self.steps, *(s for s in self.scales if s is not None)]
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, tolerance=TOLERANCE):
     for got, want in zip(actual.tensors(), expected.tensors(), strict=True):
         assert got.dtype == want.dtype
         scale = want.abs().max().item() if want.numel() else 1.0
-        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE[want.dtype] * scale, equal_nan=True)
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance[want.dtype] * scale, equal_nan=True)
 
 
 def assert_same_bits(actual, expected):
     assert all(torch.equal(got, want) for got, want in zip(actual.tensors(), expected.tensors(), strict=True))
+
+
+def cut_into(monkeypatch, block, chunk):
+    """Other blocks and chunks for the kernels."""
+    for module in (fused_module, squares_module):
+        monkeypatch.setattr(module, "geometry", lambda: Geometry(block, chunk, warps=4))
 
 
 OPTIONS = {
@@ -123,7 +131,7 @@ def test_bfloat16_parameters_are_rounded_to_the_nearest(device):
 @pytest.mark.parametrize("base", BASES)
 def test_blocks_and_chunks_only_order_the_sums(base, device, monkeypatch):
     expected = Problem(device, [(1300,), (4096,)]).run("reference", base=base, max_grad_norm=1.0)
-    monkeypatch.setattr(fused_module, "geometry", lambda: fused_module.Geometry(block=256, chunk=1024, warps=4))
+    cut_into(monkeypatch, 256, 1024)
     assert_close(Problem(device, [(1300,), (4096,)]).run("fused", base=base, max_grad_norm=1.0), expected)
 
 
@@ -162,12 +170,15 @@ def test_tensors_the_kernels_do_not_take_go_to_the_reference(device):
         problem.state = [[moment[0], moment[1].t(), moment[2].double()] for moment in problem.state]
         problem.params[2] = problem.params[2].double()
         problem.run(backend, steps=2)
-        problem.run(backend, steps=1, max_grad_norm=0.5)
         turned = problem.gradients()
         turned[0] = turned[0].t().contiguous().t()
         problem.step(backend, turned)
         problem.run(backend, steps=1)
     assert_close(*problems)
+    for problem, backend in zip(problems, ("fused", "reference"), strict=True):
+        problem.run(backend, steps=1, max_grad_norm=0.5)
+    of_the_norm = {**TOLERANCE, torch.float64: TOLERANCE[torch.float32]}  # which is of float32 gradients, too
+    assert_close(*problems, of_the_norm)
 
 
 def test_random_numbers_belong_to_a_tensor_s_place_in_the_list(device):
@@ -202,6 +213,26 @@ def test_replaced_tensors_are_seen(device):
         problem.run(backend, steps=1)
         problem.steps[0] = torch.zeros((), device=device)
         problem.run(backend, steps=1)
+    assert_close(fused, reference)
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape"])
+def test_memory_taken_for_another_kind_of_parameter_is_seen(change, device):
+    """As a small model finds it that went to the CPU, was converted there and came back."""
+    fused, reference = (Problem(device, [(4, 6, 5)]) for _ in range(2))
+    for problem, backend in ((fused, "fused"), (reference, "reference")):
+        gradient, factors = problem.gradients()[0], NeuronFactor(torch.linspace(0, 2, 6, device=device), 1)
+        problem.step(backend, [gradient], neuron_factors=[factors])
+        if change == "dtype":
+            halves = [
+                whole.flatten().view(torch.bfloat16)[:120].view(4, 6, 5) for whole in (problem.params[0], gradient)
+            ]
+            param, gradient = (half.copy_(torch.arange(1, 121).view(4, 6, 5)) for half in halves)
+        else:
+            param, gradient = problem.params[0].view(5, 6, 4), gradient.view(5, 6, 4)
+            problem.state = [[moment[0].view(5, 6, 4)] for moment in problem.state]
+        problem.params = [param]
+        problem.step(backend, [gradient], neuron_factors=[factors])
     assert_close(fused, reference)
 
 
@@ -267,7 +298,7 @@ def test_stochastic_rounding_draws_the_reference_s_numbers(base, device):
 def test_eight_bit_state(base, shape, device, monkeypatch):
     """Codes differ from the reference's where the last digit of float32 decides, and then by one."""
     if shape:
-        monkeypatch.setattr(fused_module, "geometry", lambda: fused_module.Geometry(*shape, warps=4))
+        cut_into(monkeypatch, *shape)
     sizes, options = [(5, 7), (5100,)], {"base": base, "max_grad_norm": 1.0, "weight_decay": 0.01}
     fused, reference = (Problem(device, sizes, eight_bit=True) for _ in range(2))
     for problem, backend in ((fused, "fused"), (reference, "reference")):

@@ -12,7 +12,7 @@ import torch
 from hf_neuroplastic import NeuroPlastic
 from neuroplastic_kernels import dispatch
 from neuroplastic_kernels.native import compiler
-from neuroplastic_kernels.native.plasticity_step import compiled_step
+from neuroplastic_kernels.native.plasticity_step import compiled
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++").split()[0]), reason="needs a C++ compiler: install g++ or set CXX"
@@ -50,10 +50,10 @@ def counted(tmp_path, monkeypatch):
 @pytest.fixture
 def forgotten():
     """Nothing is loaded yet, as in a new process."""
-    for cached in (compiler.load, compiled_step):
+    for cached in (compiler.load, compiled):
         cached.cache_clear()
     yield
-    for cached in (compiler.load, compiled_step):
+    for cached in (compiler.load, compiled):
         cached.cache_clear()
 
 
@@ -70,6 +70,17 @@ def test_a_library_is_built_once_for_each_source_flags_and_processor(source, cou
     source.write_text('extern "C" int answer() { return 43; }\n')
     assert len({first, other_flags, other_processor, compiler.build(source)}) == 4
     assert counted() == 4
+
+
+@needs_compiler
+def test_a_new_header_makes_a_new_library(source, forgotten):
+    header = source.with_name("number.h")
+    header.write_text("#define NUMBER 42\n")
+    source.write_text('#include "number.h"\nextern "C" int answer() { return NUMBER; }\n')
+    first = compiler.build(source)
+    header.write_text("#define NUMBER 43\n")
+    assert compiler.build(source) != first
+    assert compiler.load(source).answer() == 43
 
 
 @needs_compiler
@@ -144,6 +155,17 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert compiler.cache_folder() == tmp_path / "home" / ".cache" / "neuroplastic_kernels"
     monkeypatch.setenv("NEUROPLASTIC_CACHE_DIR", str(tmp_path / "own"))
     assert compiler.cache_folder() == tmp_path / "own"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NEUROPLASTIC_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiler.Path, "home", homeless)
+    with pytest.raises(RuntimeError, match=r"home directory.*NEUROPLASTIC_CACHE_DIR"):
+        compiler.cache_folder()
 
 
 @needs_compiler

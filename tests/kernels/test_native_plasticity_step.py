@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_neuroplastic import NeuroPlastic
-from neuroplastic_kernels import plasticity_step, select
+from neuroplastic_kernels import NeuronFactor, gradient_squares, plasticity_step, select
 from neuroplastic_kernels.native.plasticity_step import takes
 
 pytestmark = pytest.mark.skipif(
@@ -145,17 +145,17 @@ def test_huge_gradients_overflow_as_in_the_reference():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("base", BASES)
 def test_no_bit_depends_on_the_number_of_threads(base, dtype):
-    shapes = [*SHAPES, (9 * BLOCK + 77,)]
+    shapes = [(41 * BLOCK + 77,), *SHAPES, (4 * BLOCK,), (7 * BLOCK + 1,), *[(3,)] * 50]
     params, gradients = [draw(s, dtype) for s in shapes], [[draw(s, dtype, k) for s in shapes] for k in range(1, 4)]
     threads, results = torch.get_num_threads(), []
     try:
-        for number in (1, 2, 3):
+        for number in (1, 2, 3, 4):
             torch.set_num_threads(number)
             results.append(run(params, gradients, True, base=base))
     finally:
         torch.set_num_threads(threads)
-    assert_identical(results[1], results[0])
-    assert_identical(results[2], results[0])
+    for result in results[1:]:
+        assert_identical(result, results[0])
 
 
 def test_no_bit_depends_on_neighbours_in_the_list():
@@ -218,6 +218,79 @@ def test_state_of_another_dtype_is_not_taken():
     assert not takes(single, single, *[torch.zeros(3, dtype=torch.uint8)] * 3)
 
 
+NEURONS = {  # shape, dim: neurons in rows, in columns (also counted from the end), between both, alone, and one only
+    "rows": ((5, 7), 0), "columns": ((5, 7), -1), "kernels": ((3, 4, 5), 1), "bias": ((6,), 0), "one": ((4, 1), 1),
+    "rows of more than a block": ((3, BLOCK + 5), 0), "columns over blocks": ((BLOCK // 8 + 1, 17), 1),
+}  # fmt: skip
+
+
+def factors(shape, dim, dtype=torch.float32):
+    return NeuronFactor(draw((shape[dim],), dtype, 9).abs(), dim)
+
+
+@pytest.mark.parametrize("decay", DECAYS, ids=["no decay", "coupled", "decoupled"])
+@pytest.mark.parametrize("case", NEURONS)
+def test_neuron_factors_are_the_reference_s(case, decay):
+    shape, dim = NEURONS[case]
+    params, gradients = [draw(shape), draw((9,))], [[draw(shape, seed=k), draw((9,), seed=k)] for k in range(1, 4)]
+    options = {"base": "adamw", "neuron_factors": [factors(shape, dim), None], **decay}
+    compiled, reference = (run(params, gradients, flag, **options) for flag in (True, False))
+    assert_same(compiled, reference, rtol=1e-11, atol=1e-12)
+    assert not torch.equal(compiled[0][0], run(params, gradients, True, **{**options, "neuron_factors": None})[0][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", NEURONS)
+def test_neuron_factors_of_one_change_no_bit_and_of_zero_leave_the_neuron_alone(case, dtype):
+    shape, dim = NEURONS[case]
+    params, gradients = [draw(shape, dtype)], [[draw(shape, dtype, k)] for k in range(1, 4)]
+    values = torch.ones(shape[dim])
+    plain, ones = (run(params, gradients, True, base="adamw", neuron_factors=f)
+                   for f in (None, [NeuronFactor(values, dim)]))  # fmt: skip
+    assert_identical(ones, plain)
+    values[-1] = 0
+    frozen = run(params, gradients, True, base="adamw", neuron_factors=[NeuronFactor(values, dim)])
+    got, want, start = (each.movedim(dim, 0) for each in (frozen[0][0], plain[0][0], params[0]))
+    assert torch.equal(got[:-1], want[:-1])
+    assert torch.equal(got[-1], start[-1])
+    assert_identical(frozen[1:], plain[1:])
+
+
+def test_neuron_factors_reach_the_tensors_that_go_to_the_reference():
+    param, grad = ROUTED["a parameter that is not contiguous"]
+    options = {"base": "adamw", "neuron_factors": [factors(param.shape, 0)]}
+    compiled, reference = (run([param], [[grad]], flag, **options) for flag in (True, False))
+    assert_identical(compiled, reference)
+
+
+def test_gradients_of_several_lists_are_clipped_by_their_common_norm():
+    params, grads = [draw((40,)), draw((30,))], [draw((40,), seed=1), draw((30,), seed=2)]
+    options = {"base": "adamw", "max_grad_norm": 0.5, "eps": 1.0}
+    together = run(params, [grads], True, **options)
+    squares = gradient_squares(grads)
+    apart = [run([p], [[g]], True, gradient_squares=squares, **options) for p, g in zip(params, grads, strict=True)]
+    for index, alone in enumerate(apart):
+        assert_same(alone, [[each[index]] for each in together], rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(run(params[:1], [grads[:1]], True, **options)[0][0], together[0][0])
+
+
+def test_inference_tensors_are_stepped():
+    with torch.inference_mode():
+        params, gradients = [draw((30,))], [[draw((30,), seed=seed)] for seed in range(1, 4)]
+        compiled, reference = (run(params, gradients, flag, base="adamw") for flag in (True, False))
+        assert_same(compiled, reference, rtol=1e-11, atol=1e-12)
+
+
+def test_autograd_notices_the_step():
+    weight = torch.nn.Parameter(draw((4,)))
+    optimizer = NeuroPlastic([weight], lr=0.1, compile=True)
+    weight.square().sum().backward()
+    loss = weight.square().sum()  # needs the weight as it is now
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_stochastic_rounding_goes_to_the_reference():
     param, grads = draw((64,), torch.bfloat16), [draw((64,), torch.bfloat16, 1)]
     options = {"base": "adamw", "stochastic_rounding": True, "seed": 3}
@@ -266,5 +339,5 @@ def test_an_unknown_keyword_and_unequal_lists_are_refused():
     options = {"lr": 0.1, "base": "adamw", "betas": (0.9, 0.99), "compile": True}
     with pytest.raises(TypeError, match="beta3"):
         plasticity_step(*state, **options, beta3=1)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="lists of tensors must be of one length"):
         plasticity_step([], *state[1:], **options)

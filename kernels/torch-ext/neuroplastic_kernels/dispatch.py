@@ -18,10 +18,14 @@ from .native.plasticity_step import load_plasticity_step
 from .neurons import NeuronTensors
 from .reference.ffn_activation import ffn_activation as ffn_activation_reference
 from .reference.neuron_reinit import neuron_reinit as neuron_reinit_reference
+from .reference.plasticity_formulas import NeuronFactor
+from .reference.plasticity_lists import check_lists
+from .reference.plasticity_options import gradient_squares as gradient_squares_reference
 from .reference.plasticity_options import plasticity_step as plasticity_step_reference
 from .reference.synaptic_scale import synaptic_scale as synaptic_scale_reference
 
 ffn_activation_fused: Callable[..., Any] | None = None
+gradient_squares_fused: Callable[..., Any] | None = None
 neuron_reinit_fused: Callable[..., Any] | None = None
 plasticity_step_fused: Callable[..., Any] | None = None
 synaptic_scale_fused: Callable[..., Any] | None = None
@@ -33,6 +37,7 @@ except ImportError:
     TRITON_INSTALLED = False
 if TRITON_INSTALLED:
     from .fused.ffn_activation import ffn_activation as ffn_activation_fused
+    from .fused.gradient_squares import gradient_squares as gradient_squares_fused
     from .fused.neuron_reinit import neuron_reinit as neuron_reinit_fused
     from .fused.plasticity_step import plasticity_step as plasticity_step_fused
     from .fused.synaptic_scale import synaptic_scale as synaptic_scale_fused
@@ -76,6 +81,7 @@ def triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
 
 FORMS = {
     "plasticity_step": Forms(plasticity_step_reference, plasticity_step_fused, triton_obstacle, load_plasticity_step),
+    "gradient_squares": Forms(gradient_squares_reference, gradient_squares_fused, triton_obstacle),
     "ffn_activation": Forms(ffn_activation_reference, ffn_activation_fused, triton_obstacle),
     "neuron_reinit": Forms(neuron_reinit_reference, neuron_reinit_fused, triton_obstacle),
     "synaptic_scale": Forms(synaptic_scale_reference, synaptic_scale_fused, triton_obstacle),
@@ -152,6 +158,7 @@ def plasticity_step(
     backend: str = "auto",
     compile: bool | None = None,
     workspace: dict[Any, Any] | None = None,
+    neuron_factors: Sequence[NeuronFactor | None] | None = None,
     **hyper: Any,
 ) -> None:
     """One NeuroPlastic step of every tensor, in place; see `reference.plasticity_options` for the arguments.
@@ -159,7 +166,18 @@ def plasticity_step(
     The first tensor decides the form; the fused form itself sends tensors it cannot take to the reference.
     """
     form = select("plasticity_step", backend, params if compile else params[:1], compile=compile)
-    form(params, grads, traces, exp_avgs, exp_avg_sqs, steps, workspace=workspace, **hyper)
+    if form is not plasticity_step_fused:  # which checks them where it makes its tables
+        check_lists(params, grads, (traces, exp_avgs, exp_avg_sqs), steps, neuron_factors)
+    hyper |= {"workspace": workspace, "neuron_factors": neuron_factors}
+    form(params, grads, traces, exp_avgs, exp_avg_sqs, steps, **hyper)
+
+
+def gradient_squares(
+    grads: Sequence[Tensor | None], *, backend: str = "auto", workspace: dict[Any, Any] | None = None
+) -> Tensor:
+    """The sum of the squares of all gradients, for `plasticity_step`; see `reference.plasticity_options`."""
+    present = [grad for grad in grads if grad is not None]
+    return select("gradient_squares", backend, present[:1])(present, workspace=workspace)
 
 
 def ffn_activation(
@@ -175,13 +193,6 @@ def neuron_reinit(sites: Sequence[NeuronTensors], *, backend: str = "auto", **op
     select("neuron_reinit", backend, written)(sites, **options)
 
 
-def synaptic_scale(
-    up_weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    errors: Sequence[Tensor],
-    *,
-    backend: str = "auto",
-    **options: Any,
-) -> None:
+def synaptic_scale(up_weights: Sequence[Tensor], *statistics: Any, backend: str = "auto", **options: Any) -> None:
     """One step of synaptic scaling for every site, in place; see `reference.synaptic_scale`."""
-    select("synaptic_scale", backend, up_weights)(up_weights, scales, errors, **options)
+    select("synaptic_scale", backend, up_weights)(up_weights, *statistics, **options)

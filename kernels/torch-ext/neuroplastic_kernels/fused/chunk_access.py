@@ -1,14 +1,28 @@
-"""How a program finds its chunk in the tables of a `pointer_tables.Plan`, and reads it."""
+"""How a program finds its chunk in the tables of a `pointer_tables.ChunkTable`, and reads it."""
 
 import triton
 import triton.language as tl
 
 from .eight_bit import GROUP
-from .pointer_tables import EXP_AVG, EXP_AVG_SQ, EXTRA, FIELDS, FIRST_CHUNK, GRAD, NUMEL, PARAM, TRACE
+from .pointer_tables import (
+    EXP_AVG,
+    EXP_AVG_SQ,
+    EXTRA,
+    FACTORS,
+    FIELDS,
+    FIRST_CHUNK,
+    GRAD,
+    NEURONS,
+    NUMEL,
+    PARAM,
+    STRIDE,
+    TRACE,
+)
 
 _PARAM, _GRAD, _TRACE, _EXP_AVG = tl.constexpr(PARAM), tl.constexpr(GRAD), tl.constexpr(TRACE), tl.constexpr(EXP_AVG)
 _EXP_AVG_SQ, _EXTRA, _FIELDS = tl.constexpr(EXP_AVG_SQ), tl.constexpr(EXTRA), tl.constexpr(FIELDS)
 _NUMEL, _FIRST_CHUNK = tl.constexpr(NUMEL), tl.constexpr(FIRST_CHUNK)
+_FACTORS, _NEURONS, _STRIDE = tl.constexpr(FACTORS), tl.constexpr(NEURONS), tl.constexpr(STRIDE)
 _LANES = tl.constexpr(1024)  # partial sums added at a time
 
 
@@ -71,3 +85,37 @@ def tally(partials, row: tl.constexpr, chunks, first, count):
     for start in range(0, count, _LANES):
         total += tl.load(partials + row * chunks + first + start + lanes, mask=start + lanes < count, other=0.0)
     return tl.sum(total)
+
+
+@triton.jit
+def sum_in_order(values):
+    """The sum of a tile [a power of 2], always added in the same order.
+
+    `tl.sum` adds in the order of the layout, which the compiler chooses for each kernel; a sum of two has only one order.
+    """
+    for _ in tl.static_range(20):
+        if values.shape[0] > 1:
+            values = tl.sum(tl.reshape(values, [2, values.shape[0] // 2]), axis=0)
+    return tl.sum(values)
+
+
+@triton.jit
+def neurons_of(row, start):
+    """What `of_neurons` needs to know about a chunk from `start` on."""
+    stride, count = tl.load(row + _STRIDE), tl.load(row + _NEURONS)
+    return (
+        tl.load(row + _FACTORS),
+        (start // stride % count).to(tl.int32),  # the first neuron
+        (start % stride).to(tl.int32),  # how far into it the chunk starts
+        stride.to(tl.int32),
+        count.to(tl.int32),
+    )
+
+
+@triton.jit
+def of_neurons(update, neurons, offsets, mask):
+    """u times the factor of each element's neuron, where there are factors."""
+    if neurons[0] != 0:
+        index = (neurons[1] + (neurons[2] + offsets) // neurons[3]) % neurons[4]
+        update *= load(neurons[0].to(tl.pointer_type(tl.float32)), index, mask)
+    return update

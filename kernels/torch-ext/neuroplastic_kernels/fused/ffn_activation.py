@@ -3,15 +3,17 @@
 The forward pass reads h and writes the output; only h is kept. The backward pass reads h and the incoming gradient once,
 writes the gradient of h, draws the dropout again from its seed, and sums over tokens on the side: the bias gradient and the
 moments, as fp32 partial sums [splits, rows, N] that a second, small kernel adds up in fixed order. The same inputs give the
-same bits. Both are custom operators, so that torch.compile takes them as they are.
+same bits. For torch.compile both passes are custom operators, which it takes as they are.
 """
 
+from functools import partial
+
 import torch
-import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..moments import ROWS
-from ..reference.ffn_activation import check_activation, check_moments
+from ..reference.ffn_activation import check_activation, check_moments, deliver
 from .ffn_kernels import backward_kernel, forward_kernel, sum_kernel
 
 try:
@@ -29,8 +31,7 @@ BACKWARD_PROGRAMS = 1024  # several per multiprocessor, yet few enough that the 
 SEEDS = 2**62
 
 
-@torch.library.custom_op(add_op_namespace_prefix("ffn_activation_forward"), mutates_args=())
-def _forward(
+def _launch_forward(
     h: Tensor,
     bias: Tensor | None,
     seed: Tensor | None,
@@ -45,7 +46,7 @@ def _forward(
     width = h.shape[-1]
     if h.numel():
         tokens, tile = h.numel() // width, FORWARD_TILE
-        grid = (triton.cdiv(tokens, tile["BLOCK_T"]), triton.cdiv(width, tile["BLOCK_N"]))
+        grid = (_blocks(tokens, tile["BLOCK_T"]), _blocks(width, tile["BLOCK_N"]))
         with torch.cuda.device_of(h):
             forward_kernel[grid](
                 h, _contiguous(bias), seed, z, tokens, width, rate, _survivor_scale(rate), ACTIVATION=activation, **tile
@@ -53,52 +54,58 @@ def _forward(
     return z
 
 
+def _launch_backward(
+    dy: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    token_mask: Tensor | None,
+    activation: str,
+    rate: float,
+    observe: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of h, and sums over tokens [rows, N] float32: the moments, if wanted, then the gradient of the bias."""
+    h, dy = h.contiguous(), dy.contiguous()
+    width, rows = h.shape[-1], _rows(bias, observe)
+    dh = torch.empty_like(h)
+    if h.numel() == 0:
+        return dh, h.new_zeros(rows, width, dtype=torch.float32)
+    tokens, tile = h.numel() // width, BACKWARD_TILE
+    columns, blocks = _blocks(width, tile["BLOCK_N"]), _blocks(tokens, tile["BLOCK_T"])
+    tiles = _blocks(blocks, max(1, BACKWARD_PROGRAMS // columns))
+    splits = _blocks(blocks, tiles)
+    partials = h.new_empty(splits, rows, width, dtype=torch.float32)
+    sums = h.new_empty(rows, width, dtype=torch.float32)
+    counted = None if token_mask is None else token_mask.contiguous().view(torch.uint8)
+    with torch.cuda.device_of(h):
+        backward_kernel[(splits, columns)](
+            dy, h, _contiguous(bias), seed, counted, dh, partials, tokens, width, rows, rate, _survivor_scale(rate), tiles,
+            ACTIVATION=activation, MOMENTS=observe, **tile,
+        )  # fmt: skip
+        if rows:
+            sum_kernel[(_blocks(width, SUM_TILE["BLOCK_N"]), rows)](partials, sums, splits, rows, width, **SUM_TILE)
+    return dh, sums
+
+
+_forward = torch.library.custom_op(add_op_namespace_prefix("ffn_activation_forward"), _launch_forward, mutates_args=())
+_backward = torch.library.custom_op(
+    add_op_namespace_prefix("ffn_activation_backward"), _launch_backward, mutates_args=()
+)
+
+
 @_forward.register_fake
 def _(h, bias, seed, moments, token_mask, activation, rate):
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("ffn_activation_backward"), mutates_args=("moments",))
-def _backward(
-    dy: Tensor,
-    h: Tensor,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    moments: Tensor | None,
-    token_mask: Tensor | None,
-    activation: str,
-    rate: float,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of h and bias (empty without one); the moments of the counted tokens are added to `moments`."""
-    h, dy = h.contiguous(), dy.contiguous()
-    width = h.shape[-1]
-    dh, dbias = torch.empty_like(h), h.new_zeros(0) if bias is None else torch.zeros_like(bias)
-    if h.numel() == 0:
-        return dh, dbias
-    tokens, tile = h.numel() // width, BACKWARD_TILE
-    columns, blocks = triton.cdiv(width, tile["BLOCK_N"]), triton.cdiv(tokens, tile["BLOCK_T"])
-    tiles = triton.cdiv(blocks, max(1, BACKWARD_PROGRAMS // columns))
-    splits = triton.cdiv(blocks, tiles)
-    rows = (0 if moments is None else ROWS) + (bias is not None)
-    partials = torch.empty(splits, rows, width, dtype=torch.float32, device=h.device)
-    counted = None if token_mask is None else token_mask.contiguous().view(torch.uint8)
-    with torch.cuda.device_of(h):
-        backward_kernel[(splits, columns)](
-            dy, h, _contiguous(bias), seed, counted, dh, partials, tokens, width, rows, rate, _survivor_scale(rate), tiles,
-            ACTIVATION=activation, MOMENTS=moments is not None, **tile,
-        )  # fmt: skip
-        if rows:
-            sum_kernel[(triton.cdiv(width, SUM_TILE["BLOCK_N"]), rows)](
-                partials, moments, None if bias is None else dbias, splits, rows, width,
-                0 if moments is None else moments.stride(0), **SUM_TILE,
-            )  # fmt: skip
-    return dh, dbias
-
-
 @_backward.register_fake
-def _(dy, h, bias, seed, moments, token_mask, activation, rate):
+def _(dy, h, bias, seed, token_mask, activation, rate, observe):
     dh = torch.empty_like(h, memory_format=torch.contiguous_format)
-    return dh, h.new_empty(0) if bias is None else torch.empty_like(bias)
+    return dh, h.new_empty(_rows(bias, observe), h.shape[-1], dtype=torch.float32)
+
+
+def _rows(bias: Tensor | None, observe: bool) -> int:
+    return (ROWS if observe else 0) + (bias is not None)
 
 
 def _save(ctx, inputs, output):
@@ -110,13 +117,36 @@ def _save(ctx, inputs, output):
     ctx.activation, ctx.rate = activation, rate
 
 
-def _differentiate(ctx, dy):
+def _differentiate(backward, ctx, dy):
     h, bias, seed = ctx.saved_tensors
-    dh, dbias = _backward(dy, h, bias, seed, ctx.moments, ctx.token_mask, ctx.activation, ctx.rate)
-    return dh, None if bias is None else dbias, None, None, None, None, None
+    observe = ctx.moments is not None
+    dh, sums = backward(dy, h, bias, seed, ctx.token_mask, ctx.activation, ctx.rate, observe)
+    dbias = None if bias is None else sums[-1].to(bias.dtype)
+    dmoments = deliver(ctx.moments, sums[:ROWS]) if observe else None
+    return dh, dbias, None, dmoments, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+_forward.register_autograd(partial(_differentiate, _backward), setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without the detour of an operator, which costs more time on the host than the launches."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _launch_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return _differentiate(_launch_backward, ctx, dy)
+
+
+def _blocks(size: int, block: int) -> int:
+    """size / block, rounded up: triton.cdiv can be called in kernels too, for which it takes many times as long."""
+    return -(-size // block)
 
 
 def _survivor_scale(rate: float) -> float:
@@ -150,11 +180,7 @@ def ffn_activation(
         raise ValueError(f"dropout must be a probability in [0, 1], got {dropout}")
     if moments is not None:
         check_moments(moments, token_mask, h.shape)
-        if moments.dtype is not torch.float32 or moments.stride(1) != 1:
-            raise ValueError(
-                f"moments must be float32 with adjacent columns, got {moments.dtype} with strides {moments.stride()}; "
-                f"use torch.zeros(ROWS, N) or a range of its columns"
-            )
     rate = dropout if training else 0.0
     seed = torch.randint(SEEDS, (1,), dtype=torch.int64, device=h.device) if rate > 0.0 else None
-    return _forward(h, bias, seed, moments, token_mask, activation, rate)
+    form = _forward if torch.compiler.is_compiling() else _Eager.apply
+    return form(h, bias, seed, moments, token_mask, activation, rate)

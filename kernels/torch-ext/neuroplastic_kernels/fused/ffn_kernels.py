@@ -160,12 +160,10 @@ def backward_kernel(
 @triton.jit
 def sum_kernel(
     partials,  # [splits, rows, width] float32
-    moments,  # [ROWS, width] float32, rows `moments_stride` apart, or None: partials has no rows for it
-    dbias,  # [width], or None: partials has no row for it
+    sums,  # [rows, width] float32
     splits,
     rows,
     width,
-    moments_stride,
     BLOCK_S: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -177,11 +175,4 @@ def sum_kernel(
         split = start + tl.arange(0, BLOCK_S)
         place = (split.to(tl.int64) * rows + row)[:, None] * width + column[None, :]
         total += tl.load(partials + place, mask=(split < splits)[:, None] & valid[None, :], other=0.0)
-    sums = tl.sum(total, 0)
-    bias_row = 0
-    if moments is not None:
-        bias_row = _ROWS
-        place = moments + row.to(tl.int64) * moments_stride + column
-        tl.store(place, tl.load(place, mask=valid & (row < _ROWS)) + sums, mask=valid & (row < _ROWS))
-    if dbias is not None:
-        tl.store(dbias + column, sums.to(dbias.dtype.element_ty), mask=valid & (row == bias_row))
+    tl.store(sums + row * width + column, tl.sum(total, 0), mask=valid)

@@ -1,25 +1,40 @@
 """Rebirth of the chosen neurons of all sites, in every tensor that knows them, in one launch.
 
-A table on the device lists the tensors: address, dtype, strides, role, and the masks of their site. Every tensor is seen as
-lanes (inputs or outputs) of neurons. A program takes a block of lanes, looks for chosen neurons in its share of the mask, and
-ends at once if there are none. What needs sums over neurons (the mean output folded into down_bias, the survivors' mean) is
+A table on the device lists the tensors; `neuron_table` says how, and when there is more than one launch. Every tensor is seen
+as lanes (inputs or outputs) of neurons. A program takes a block of lanes, looks for chosen neurons in its share of the mask,
+and ends at once if there are none. What needs sums over neurons (the mean output folded into down_bias, the models' mean) is
 done by programs that own all neurons of their lanes, so sums have a fixed order and nothing is read back to the host.
 
-init="layer" needs the survivors' mean and deviation first: one small launch more, which also ends at once for a site without
-a chosen neuron. A state filled with the survivors' mean has to be read in full; all other work grows with the chosen neurons.
+init="layer" needs the models' mean and deviation first: one small launch more, which also ends at once for a site without
+a chosen neuron. All work grows with the chosen neurons and their models.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from ..neurons import Init, NeuronTensors
-from ..reference.neuron_reinit import checked_donors
-from .neuron_kernels import COLUMN_LANES, PART, ROW_LANES, STATISTICS_ROWS, reinit_kernel, statistics_kernel
-from .neuron_table import Item, items, prepared
+from ..reference.neuron_reinit import check_split
+from .neuron_kernels import COLUMN_LANES, ROW_LANES, reinit_kernel
+from .neuron_models import PART, statistics_kernel
+from .neuron_table import Item, Launch, table
+from .strided_planes import on_device
 
 NUM_WARPS = 4
+
+
+class Prepared(NamedTuple):
+    """What stays valid while the tensors stay where they are."""
+
+    layout: tuple[Any, ...]
+    items: Tensor  # [items, fields] int64
+    launches: list[tuple[Launch, int]]  # with the blocks of their largest item
+    parts: Tensor | None  # [parts, PART] float32, init="layer" only
+    most_parts: tuple[int, int]  # of a plane; of a weight, a power of two
 
 
 def neuron_reinit(
@@ -30,44 +45,83 @@ def neuron_reinit(
     outgoing: str = "zero",
     seed: int = 0,
     event: int = 0,
+    workspace: dict[Any, Any] | None = None,
 ) -> None:
     """Gives the masked neurons of every site new weights and initial optimizer state, in place.
 
-    Arguments and result are those of `reference.neuron_reinit`, for float32, bfloat16 and float16 tensors of one or two
-    dimensions and any strides. The table is written by the host at each call and copied without waiting for it.
+    Arguments and result are those of `reference.neuron_reinit`, for float32, bfloat16 and float16 tensors of any strides.
+    `workspace`: a dict to keep between calls; it holds the table, which is written anew only if a tensor has moved. Nothing
+    waits for the device.
 
     Raises:
-        ValueError: init="split" without donors.
+        ValueError: init="split" without donors or without down_weight.
     """
     if init == "split":
-        for tensors in sites:
-            checked_donors(tensors)
-    for device in dict.fromkeys(tensors.up_weight.device for tensors in sites):
-        here = [prepared(tensors) for tensors in sites if tensors.up_weight.device == device]
-        _launch(here, device, init, std, outgoing == "zero", seed, event)
+        check_split(sites)
+    workspace = {} if workspace is None else workspace
+    for device in dict.fromkeys(tensors.mask.device for tensors in sites):
+        here = [tensors for tensors in sites if tensors.mask.device == device]
+        prepared = _prepared(here, device, init, outgoing == "zero", workspace)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            _launch(here, prepared, init, std, seed, event)
+    torch.autograd.graph.increment_version([tensor for tensors in sites for tensor in tensors.written()])
 
 
-def _launch(
-    sites: Sequence[NeuronTensors], device: torch.device, init: Init, std: float, silence: bool, seed: int, event: int
-) -> None:
-    rows = [item for place, tensors in enumerate(sites) for item in items(tensors, place, init, silence)]
-    if not rows:
-        return
-    table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
-    blocks = max(item.shares * triton.cdiv(item.lanes, _lane_block(item)) for item in rows)
+def _prepared(
+    sites: Sequence[NeuronTensors], device: torch.device, init: Init, silence: bool, workspace: dict[Any, Any]
+) -> Prepared:
+    """What `workspace` holds for these sites, or new."""
+    key, layout = ("neuron_reinit", device, init, silence), tuple(map(_layout, sites))
+    held = workspace.get(key)
+    if held is not None and held.layout == layout:
+        return held
+    rows, launches = table(sites, init, silence)
+    blocks = [max(map(_blocks, rows[launch.first : launch.first + launch.items])) for launch in launches]
+    parts = torch.empty(sum(row.parts for row in rows), PART.value, device=device) if init == "layer" else None
+    most = max((row.parts for row in rows), default=0), max((row.joined for row in rows), default=0)
+    workspace[key] = Prepared(
+        layout, on_device(rows, device), list(zip(launches, blocks, strict=True)), parts,
+        (most[0], triton.next_power_of_2(max(1, most[1]))),
+    )  # fmt: skip
+    return workspace[key]
+
+
+def _layout(tensors: NeuronTensors) -> tuple[Any, ...]:
+    """All that the table says of a site."""
+    weights = (*(part for up in tensors.ups for part in up), tensors.down_weight, tensors.down_bias)
+    states = tuple((*_place(state), dim, fill) for state, dim, fill in tensors.state)
+    return (tensors.site, tensors.mask.numel(), tensors.mean_output is None, *map(_place, weights), states)
+
+
+def _place(tensor: Tensor | None) -> tuple[Any, ...]:
+    return () if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _blocks(item: Item) -> int:
+    return item.shares * triton.cdiv(item.lanes, (ROW_LANES if item.lanes_lie_together else COLUMN_LANES).value)
+
+
+def _launch(sites: Sequence[NeuronTensors], prepared: Prepared, init: Init, std: float, seed: int, event: int) -> None:
+    """Everything of one device. What is new at each event goes beside the table, as arguments."""
+    masks = torch.cat([tensors.mask for tensors in sites]).view(torch.int8)
+    survivors = torch.cat([tensors.survivors for tensors in sites]).view(torch.int8)
+    mean_outputs = torch.cat([_mean_output(tensors) for tensors in sites]).float()
+    donors = torch.cat([tensors.donors for tensors in sites if tensors.donors is not None]) if init == "split" else None
     signed_seed = (seed + 2**63) % 2**64 - 2**63
-    with torch.cuda.device_of(table):
-        parts, PARTS = None, 1
-        if init == "layer":
-            used_parts = max(triton.cdiv(tensors.mask.numel(), STATISTICS_ROWS.value) for tensors in sites)
-            PARTS = triton.next_power_of_2(used_parts)
-            parts = torch.empty(len(sites), PARTS, PART.value, dtype=torch.float32, device=device)
-            statistics_kernel[(len(rows), used_parts)](table, parts, PARTS=PARTS, num_warps=NUM_WARPS)
-        reinit_kernel[(len(rows), blocks)](
-            table, parts, std, signed_seed, event & 0xFFFFFFFF, INIT=init, SILENCE=silence, PARTS=PARTS,
+    most_parts, PARTS = prepared.most_parts
+    for (first, items, weights), blocks in prepared.launches:
+        if init == "layer" and weights:
+            statistics_kernel[(weights, most_parts)](
+                prepared.items, first, masks, survivors, prepared.parts, num_warps=NUM_WARPS
+            )
+        reinit_kernel[(items, blocks)](
+            prepared.items, first, masks, survivors, mean_outputs, donors, prepared.parts, std, signed_seed,
+            event & 0xFFFFFFFF, INIT=init, PARTS=PARTS,
             num_warps=NUM_WARPS, enable_fp_fusion=False,  # a product must round before it is taken from its whole
         )  # fmt: skip
 
 
-def _lane_block(item: Item) -> int:
-    return ROW_LANES.value if item.lanes_lie_together else COLUMN_LANES.value
+def _mean_output(tensors: NeuronTensors) -> Tensor:
+    if tensors.mean_output is None:
+        return torch.empty(tensors.mask.shape, device=tensors.mask.device)  # not read
+    return tensors.mean_output

@@ -32,7 +32,7 @@ def uniform(seed, index, event, site, tensor: tl.constexpr):
 
 
 @triton.jit
-def normal(seed, index, event, site, tensor: tl.constexpr):
+def normal(seed, index, event, site, tensor):
     """Standard normal float32 of `index`'s shape; arguments as for `uniform`."""
     first, second, _, _ = _words(seed, index, event, site, tensor)
     radius = ((first >> 8) + 1).to(tl.float32) * UNIT

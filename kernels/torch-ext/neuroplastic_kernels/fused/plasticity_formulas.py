@@ -39,6 +39,7 @@ class Rule(NamedTuple):
     homeostatic_rate: float | None
     target_rms: float
     max_grad_norm: float | None
+    gradient_squares: Tensor | None
     lr: float
     lr_tensor: Tensor | None  # in place of lr
     grad_scale: Tensor | None
@@ -65,9 +66,14 @@ def unscaled(rule):
 
 
 @triton.jit
-def clipping(squares, rule):
-    """The factor of torch.nn.utils.clip_grad_norm_, from the sum of squares of the group's gradients."""
-    return _minimum(rule.max_grad_norm / (tl.sqrt(squares) + CLIP_EPS), 1.0)
+def gradient_gain(rule):
+    """What a raw gradient is multiplied by: the sign, 1 / loss scale, the factor of torch.nn.utils.clip_grad_norm_."""
+    scale = unscaled(rule)
+    gain = rule.sign * scale
+    if rule.max_grad_norm is not None:
+        norm = tl.sqrt(tl.load(rule.gradient_squares).to(tl.float32)) * scale
+        gain = gain * _minimum(rule.max_grad_norm / (norm + CLIP_EPS), 1.0)
+    return gain
 
 
 @triton.jit

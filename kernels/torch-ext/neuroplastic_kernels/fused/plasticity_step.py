@@ -3,61 +3,47 @@
 `reference.plasticity_step` in Triton; `plasticity_kernels` says what each launch does. Nothing waits for the device, the same
 state and gradients give the same bits, and nothing is allocated while the tensors stay where they are; gradients may move.
 After one step outside, a step can be captured in a CUDA graph.
+
+Kernels write behind torch's back, so a step counts its writes to parameters and traces itself (`tensor._version`). From that
+autograd sees that a graph is stale, and the next step whether something else wrote a trace in between: if not, the sums that
+this step left of it are true. What torch does not count, such as writes through `.data`, makes one step's mean that of before.
 """
 
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from ..reference.plasticity_formulas import Hyperparameters
+from ..reference.plasticity_formulas import Hyperparameters, NeuronFactor
+from ..reference.plasticity_lists import check_lists
 from ..reference.plasticity_options import plasticity_step as plasticity_step_reference
 from ..reference.plasticity_step import is_flat
+from .geometry import DTYPES, geometry, is_captured, is_readable
+from .gradient_squares import gradient_squares as fused_gradient_squares
 from .plasticity_formulas import Rule
-from .plasticity_kernels import SUMS, apply_kernel, signals_kernel, squares_kernel, update_kernel
-from .pointer_tables import Bucket, Plan, Streams
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-class Geometry(NamedTuple):
-    """block: elements at a time, a multiple of 256; chunk: elements of one program, a multiple of block."""
-
-    block: int
-    chunk: int
-    warps: int
-
-
-DEVICE = Geometry(block=1024, chunk=16384, warps=4)
-INTERPRETER = Geometry(block=16384, chunk=16384, warps=4)  # its time goes by operations, not by elements
+from .plasticity_kernels import SUMS, apply_kernel, signals_kernel, update_kernel
+from .pointer_tables import Plan, Streams
 
 
 @dataclass
 class Prepared:
     """What stays valid from step to step: which of the tensors are fused, by which plan, and which are not."""
 
-    key: tuple[tuple[int, ...], ...]
+    key: list[Any]
     plans: dict[torch.device, Plan]
     others: list[int]
-    gradients: tuple[int, ...] = ()  # where they were in the last step
 
     def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
         """Let every plan point at these gradients; False where they do not suit a plan."""
-        addresses = tuple([-1 if grad is None else grad.data_ptr() for grad in grads])
-        if addresses == self.gradients and all(grad is None or grad.is_contiguous() for grad in grads):
-            return True
-        self.gradients = addresses
         return all(plan.take_gradients(grads) for plan in self.plans.values())
-
-
-def geometry() -> Geometry:
-    return INTERPRETER if triton.knobs.runtime.interpret else DEVICE
 
 
 def is_fusible(tensor: Streams) -> bool:
@@ -65,15 +51,16 @@ def is_fusible(tensor: Streams) -> bool:
     floats = [tensor.param] if tensor.grad is None else [tensor.param, tensor.grad]
     states = [tensor.trace, tensor.exp_avg, tensor.exp_avg_sq]
     return (
-        all(stream.dtype in DTYPES for stream in floats)
+        all(map(is_readable, floats))
         and all(state.dtype == torch.float32 or tensor.scales is not None for state in states)
-        and all(map(is_flat, floats + states))
-        and all(stream.numel() == tensor.param.numel() for stream in floats + states)
+        and all(map(is_flat, states))
         and all(stream.device == tensor.param.device for stream in (*floats, *states, tensor.step))
+        and (tensor.neurons is None or tensor.param.numel() < 2**30)  # neurons are found in 32 bits
     )
 
 
-def prepare(key: tuple[tuple[int, ...], ...], tensors: Sequence[Streams]) -> Prepared:
+@torch.inference_mode(False)  # tables are written again, in whatever mode a later step is
+def prepare(key: list[Any], tensors: Sequence[Streams]) -> Prepared:
     """Sort the tensors by device and plan each device's."""
     fused: dict[torch.device, list[int]] = {}
     others = []
@@ -86,11 +73,51 @@ def prepare(key: tuple[tuple[int, ...], ...], tensors: Sequence[Streams]) -> Pre
     return Prepared(key, plans, others)
 
 
-def kernel_rule(hyper: Hyperparameters, device: torch.device, clip: float | None, **scaling: Tensor | None) -> Rule:
+def whereabouts(
+    dense: Sequence[Sequence[Tensor]],
+    scales: Sequence[Tensor | None] | None,
+    factors: Sequence[NeuronFactor | None] | None,
+) -> list[Any]:
+    """What changes when a tensor of a list is replaced, moved, reshaped or converted. dense: the parameters first."""
+    key: list[Any] = [*map(attrgetter("shape"), dense[0]), *map(attrgetter("dtype"), dense[0])]
+    key += map(Tensor.data_ptr, chain.from_iterable(dense))
+    key += [0 if scale is None else scale.data_ptr() for scale in scales or ()]
+    for factor in factors or ():
+        key += (0,) if factor is None else (factor.values.data_ptr(), factor.values.numel(), factor.dim)
+    return key
+
+
+def refreshed(
+    workspace: dict[Any, Any],
+    grads: Sequence[Tensor | None],
+    dense: Sequence[Sequence[Tensor]],
+    scales: Sequence[Tensor | None] | None,
+    factors: Sequence[NeuronFactor | None] | None,
+) -> Prepared:
+    """What was prepared for these tensors, or new, its tables pointing at these gradients.
+
+    dense: params, traces, exp_avgs, exp_avg_sqs, steps. Inside a CUDA graph everything is new, and kept for the graph alone.
+    """
+    key, params = whereabouts(dense, scales, factors), dense[0]
+    capturing, held = is_captured(params[0]), workspace.get("prepared")
+    if held is None or capturing or held.key != key or not held.take_gradients(grads):
+        check_lists(params, grads, dense[1:4], dense[4], factors)
+        absent = [None] * len(params)
+        columns = (params, grads, *dense[1:], scales or absent, factors or absent)
+        held = prepare(key, [Streams(*row) for row in zip(*columns, strict=True)])
+        held.take_gradients(grads)
+        if capturing:
+            workspace.setdefault("captured", []).append(held)
+        else:
+            workspace["prepared"] = held
+    return held
+
+
+def kernel_rule(hyper: Hyperparameters, device: torch.device, clip: float | None, **scalars: Tensor | None) -> Rule:
     """The options as kernel arguments; complements are taken here, in double precision."""
     beta1, beta2 = hyper.betas
     coupled = hyper.weight_decay if hyper.weight_decay and not hyper.decoupled_weight_decay else None
-    on_device = {name: None if value is None else value.to(device) for name, value in scaling.items()}
+    on_device = {name: None if value is None else value.to(device) for name, value in scalars.items()}
     return Rule(
         base=tl.constexpr(hyper.base),
         signals=tl.constexpr(hyper.signals if hyper.strength else "none"),
@@ -125,55 +152,45 @@ def kernel_rule(hyper: Hyperparameters, device: torch.device, clip: float | None
     )
 
 
-def launch(kernel: Any, plan: Plan, rule: Rule, *arguments: Any, kinds: Sequence[str], **constants: Any) -> None:
-    """One launch per kind. kinds: which of a kind's properties the kernel is compiled for."""
+def launch(kernel: Any, plan: Plan, rule: Rule, *arguments: Any, **constants: Any) -> None:
+    """One launch per kind of tensor."""
     shape = geometry()
-    for bucket in plan.buckets:
-        properties = kind_constants(bucket)
-        kernel[(bucket.chunks,)](
-            plan.fields, plan.owners, plan.partials, plan.chunks, bucket.start, rule, *arguments,
-            **{name: properties[name] for name in kinds}, **constants,
+    for kind, start, chunks in plan.buckets:
+        kernel[(chunks,)](
+            plan.fields, plan.owners, plan.partials, plan.chunks, start, rule, *arguments, **constants,
+            PARAM=DTYPES[kind.param], GRAD=DTYPES[kind.grad], EIGHT_BIT=kind.eight_bit, ALIGNED=kind.aligned,
             CHUNK=shape.chunk, BLOCK=shape.block, num_warps=shape.warps,
         )  # fmt: skip
 
 
-def kind_constants(bucket: Bucket) -> dict[str, Any]:
-    param, grad, eight_bit, aligned = bucket.kind
-    return {"PARAM": DTYPES[param], "GRAD": DTYPES[grad], "EIGHT_BIT": eight_bit, "ALIGNED": aligned}
+def writes_to(tensors: Sequence[Tensor]) -> list[int] | None:
+    """How many writes to each tensor torch has counted; None in inference mode, where it counts none."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return None
 
 
-def run(plan: Plan, rule: Rule, seed: int, stochastic_rounding: bool) -> None:
-    """All launches of one step on one device."""
-    every = ("PARAM", "GRAD", "EIGHT_BIT", "ALIGNED")
-    if rule.max_grad_norm is not None:
-        launch(squares_kernel, plan, rule, kinds=("GRAD", "ALIGNED"))
-    launch(signals_kernel, plan, rule, kinds=every)
-    launch(update_kernel, plan, rule, kinds=every)
-    launch(apply_kernel, plan, rule, seed, kinds=every, STOCHASTIC=stochastic_rounding)
-
-
-def refreshed(workspace: dict[Any, Any], lists: Sequence[Sequence[Any]], grads: Sequence[Tensor | None]) -> Prepared:
-    """What was prepared for these tensors, or new, its tables pointing at these gradients.
-
-    lists: params, traces, exp_avgs, exp_avg_sqs, steps, scales; the last may be empty. Inside a CUDA graph everything is
-    new, and kept for the graph alone.
-    """
-    *dense, scales = lists
-    addresses = [tuple(map(Tensor.data_ptr, tensors)) for tensors in dense]
-    of_scales = tuple(0 if scale is None else scale.data_ptr() for scale in scales)
-    key = (tuple(map(Tensor.numel, lists[0])), *addresses, of_scales)
-    capturing = lists[0][0].is_cuda and torch.cuda.is_current_stream_capturing()
-    held = workspace.get("prepared")
-    if held is None or capturing or held.key != key or not held.take_gradients(grads):
-        params, *states = dense
-        columns = (params, grads, *states, scales or [None] * len(params))
-        held = prepare(key, [Streams(*row) for row in zip(*columns, strict=True)])
-        held.take_gradients(grads)
-        if capturing:
-            workspace.setdefault("captured", []).append(held)
-        else:
-            workspace["prepared"] = held
-    return held
+def run(
+    plan: Plan,
+    rule: Rule,
+    params: Sequence[Tensor],
+    traces: Sequence[Tensor],
+    seed: int,
+    stochastic_rounding: bool,
+    trust: bool,
+) -> None:
+    """All launches of one step on one device. trust: whether nothing wrote a trace that torch does not count."""
+    mine = [traces[member] for member in plan.members]
+    versions = writes_to(mine)
+    known = trust and versions is not None and versions == plan.versions
+    launch(signals_kernel, plan, rule, READ_TRACES=not known)
+    launch(update_kernel, plan, rule)
+    launch(apply_kernel, plan, rule, seed, STOCHASTIC=stochastic_rounding)
+    increment_version(mine)
+    increment_version([params[member] for member, address in zip(plan.members, plan.gradients, strict=True) if address])
+    unknown = versions is None or rule.signals.value != "all"  # then nothing has added up the traces
+    plan.versions = None if unknown else [version + 1 for version in versions or ()]
 
 
 @torch.no_grad()
@@ -192,33 +209,36 @@ def plasticity_step(
     max_grad_norm: float | None = None,
     stochastic_rounding: bool = False,
     seed: int = 0,
+    gradient_squares: Tensor | None = None,
+    neuron_factors: Sequence[NeuronFactor | None] | None = None,
     **hyper: Any,
 ) -> None:
     """Step every parameter tensor that has a gradient once, in place.
 
     The arguments of `reference.plasticity_options.plasticity_step`, and its results but for the order of sums. `workspace`
     holds the tables: one dict for each list of tensors. Tensors the kernels do not take (float64, not contiguous, sharded,
-    with a step counter on another device) go to the reference; with `max_grad_norm`, whose norm joins all tensors, then all
-    of them do.
+    with a step counter on another device) go to the reference.
     """
-    rule = Hyperparameters(**hyper)
-    if not list(zip(params, grads, traces, exp_avgs, exp_avg_sqs, steps, strict=True)):
+    dense = (params, traces, exp_avgs, exp_avg_sqs, steps)
+    hyperparameters = Hyperparameters(**hyper)
+    if not params:
+        check_lists(params, grads, dense[1:4], steps, neuron_factors)
         return
-    if isinstance(rule.lr, Tensor) and rule.lr.is_cpu:
-        rule = rule._replace(lr=rule.lr.item())
+    if isinstance(hyperparameters.lr, Tensor) and hyperparameters.lr.is_cpu:
+        hyperparameters = hyperparameters._replace(lr=hyperparameters.lr.item())
     workspace = {} if workspace is None else workspace
-    prepared = refreshed(workspace, (params, traces, exp_avgs, exp_avg_sqs, steps, scales or ()), grads)
-    others = prepared.others
-    if max_grad_norm is not None and len(prepared.plans) + bool(others) > 1:
-        others = list(range(len(params)))
-    if len(others) < len(params):
-        for device, plan in prepared.plans.items():
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                numbers = kernel_rule(rule, device, max_grad_norm, grad_scale=grad_scale, found_inf=found_inf)
-                run(plan, numbers, seed, stochastic_rounding)
-    if others:
-        theirs = [grad if index in others else None for index, grad in enumerate(grads)]
+    prepared = refreshed(workspace, grads, dense, scales, neuron_factors)
+    if max_grad_norm is not None and gradient_squares is None:
+        gradient_squares = fused_gradient_squares([g for g in grads if g is not None], workspace=workspace)
+    scaling = {"grad_scale": grad_scale, "found_inf": found_inf, "gradient_squares": gradient_squares}
+    for device, plan in prepared.plans.items():
+        rule = kernel_rule(hyperparameters, device, max_grad_norm, **scaling)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            run(plan, rule, params, traces, seed, stochastic_rounding, trust="captured" not in workspace)
+    if prepared.others:
+        theirs = [grad if index in prepared.others else None for index, grad in enumerate(grads)]
         plasticity_step_reference(
-            params, theirs, traces, exp_avgs, exp_avg_sqs, steps, scales=scales, grad_scale=grad_scale, found_inf=found_inf,
-            max_grad_norm=max_grad_norm, stochastic_rounding=stochastic_rounding, seed=seed, workspace=workspace, **hyper,
+            params, theirs, traces, exp_avgs, exp_avg_sqs, steps, scales=scales, max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding, seed=seed, workspace=workspace, neuron_factors=neuron_factors,
+            **scaling, **hyper,
         )  # fmt: skip

@@ -1,19 +1,21 @@
 """Where the tensors of one step lie in memory, as tables on their device: what lets one launch serve hundreds of tensors.
 
-A plan cuts its tensors into chunks, one program each. `fields` holds a row of addresses and sizes per tensor, `owners` the
-row of each chunk's tensor. Values travel to the device as arguments of `torch._foreach_add_`: writing a table never waits for
-the device, and inside a CUDA graph the values become part of the graph.
+A table cuts its tensors into chunks, one program each. Values travel to the device as arguments of `torch._foreach_add_`:
+writing a table never waits for the device, and inside a CUDA graph the values become part of the graph.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Columns of `fields`. EXTRA: the scratch for u, or the scales of an 8-bit state. NUMBER: the place in the caller's list.
-PARAM, GRAD, TRACE, EXP_AVG, EXP_AVG_SQ, EXTRA, STEP, NUMEL, FIRST_CHUNK, NUMBER = range(10)
-FIELDS = 10
+from ..reference.plasticity_formulas import NeuronFactor
+
+# Columns of a table. EXTRA: the scratch for u, or the scales of an 8-bit state. NUMBER: the place in the caller's list.
+# FACTORS: the address of the factors of NEURONS neurons, 0 for none; STRIDE elements lie between a neuron and the next.
+PARAM, GRAD, TRACE, EXP_AVG, EXP_AVG_SQ, EXTRA, STEP, NUMEL, FIRST_CHUNK, NUMBER, FACTORS, NEURONS, STRIDE = range(13)
+FIELDS = 13
 VECTOR = 16  # bytes of the widest load
 
 
@@ -26,7 +28,8 @@ class Streams(NamedTuple):
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
-    scales: Tensor | None
+    scales: Tensor | None = None
+    neurons: NeuronFactor | None = None
 
 
 class Kind(NamedTuple):
@@ -41,7 +44,7 @@ class Kind(NamedTuple):
 class Bucket(NamedTuple):
     """The chunks of one kind: so many, from `start` on."""
 
-    kind: Kind
+    kind: Any
     start: int
     chunks: int
 
@@ -61,13 +64,17 @@ def padded(numel: int) -> int:
     return -(-numel // VECTOR) * VECTOR
 
 
-def write(slots: tuple[Tensor, ...], values: Sequence[int]) -> None:
-    """Write whole numbers into int64 scalars without waiting for their device."""
-    torch._foreach_zero_(slots)
-    torch._foreach_add_(slots, list(values))
+def add(slots: Sequence[Tensor], values: Sequence[int]) -> None:
+    """Add whole numbers to int64 scalars without waiting for their device."""
+    if slots:
+        torch._foreach_add_(tuple(slots), list(values))
 
 
-def buckets(kinds: Sequence[Kind], chunks: Sequence[int]) -> list[Bucket]:
+def filter_none(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def buckets(kinds: Sequence[Any], chunks: Sequence[int]) -> list[Bucket]:
     """The buckets of sorted kinds. chunks: of every tensor."""
     found = []
     for kind in dict.fromkeys(kinds):
@@ -76,42 +83,79 @@ def buckets(kinds: Sequence[Kind], chunks: Sequence[int]) -> list[Bucket]:
     return found
 
 
-class Plan:
-    """The tables for those `members` of a list of tensors that lie on one device, and the buffers their step needs.
+class ChunkTable:
+    """Numbers of some tensors on one device, and the chunks they are cut into.
 
     Attributes:
-        fields: int64 [tensors, FIELDS], sorted by kind. owners: int64 [chunks].
+        members: the places of the tensors in the caller's list, sorted by kind; the rows of `fields`.
+        kinds: theirs, with the gradient's dtype as `grad` and `aligned`. buckets: the kinds, in the order of their chunks.
+        gradients: where their gradients lie, 0 for none.
+        fields: int64 [tensors, FIELDS]. owners: int64 [chunks], the row of each chunk's tensor.
+    """
+
+    def __init__(self, numels: Mapping[int, int], kinds: Mapping[int, Any], chunk: int, device: Any) -> None:
+        self.members = sorted(kinds, key=lambda member: tuple(map(str, kinds[member])))
+        self.kinds = [kinds[member] for member in self.members]
+        self.numels = [numels[member] for member in self.members]
+        counts = [max(1, -(-numel // chunk)) for numel in self.numels]  # an empty tensor has a step to count
+        self.chunks, self.buckets = sum(counts), buckets(self.kinds, counts)
+        self.fields = torch.zeros(len(counts), FIELDS, dtype=torch.int64, device=device)
+        self._slots, self.gradients = self.fields[:, GRAD].unbind(), [0] * len(counts)
+        self.fill(NUMEL, self.numels)
+        self.fill(FIRST_CHUNK, [sum(counts[:row]) for row in range(len(counts))])
+        repeats = torch.zeros(len(counts), dtype=torch.int64, device=device)
+        add(repeats.unbind(), counts)
+        self.owners = torch.repeat_interleave(repeats, output_size=self.chunks)
+
+    def fill(self, column: int, values: Sequence[int]) -> None:
+        """Write a new table's column, a value for each row."""
+        add(self.fields[:, column].unbind(), values)
+
+    def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
+        """Let the rows point at these gradients, 0 where there is none. False where one is not of the kind planned for."""
+        mine = [grads[member] for member in self.members]
+        if not all(map(Tensor.is_contiguous, filter_none(mine))):
+            return False
+        addresses = [0 if grad is None else grad.data_ptr() or VECTOR for grad in mine]  # an empty one has no address
+        if addresses != self.gradients:
+            for grad, address, kind in zip(mine, addresses, self.kinds, strict=True):
+                if grad is not None and (grad.dtype != kind.grad or (kind.aligned and address % VECTOR)):
+                    return False
+            moved = [row for row, (old, new) in enumerate(zip(self.gradients, addresses, strict=True)) if old != new]
+            add([self._slots[row] for row in moved], [addresses[row] - self.gradients[row] for row in moved])
+            self.gradients = addresses
+        return True
+
+
+class Plan(ChunkTable):
+    """The table of a step for those `members` of a list of tensors that lie on one device, and the buffers it needs.
+
+    Attributes:
         partials: float32 [sums, chunks], for sums over chunks. update: float32, room for u.
-        buckets: the kinds, in the order of their chunks.
+        versions: torch's counts of the writes to each trace after the last step, to which its kept sums belong.
     """
 
     def __init__(self, tensors: Sequence[Streams], members: Sequence[int], chunk: int, sums: int) -> None:
-        kinds, device = {i: kind_of(tensors[i]) for i in members}, tensors[members[0]].param.device
-        self.order = sorted(members, key=lambda i: tuple(map(str, kinds[i])))
-        self.kinds, ordered = [kinds[i] for i in self.order], [tensors[i] for i in self.order]
-        numels = [t.param.numel() for t in ordered]
-        counts = [max(1, -(-numel // chunk)) for numel in numels]  # an empty tensor has a step to count
-        self.chunks, self.buckets = sum(counts), buckets(self.kinds, counts)
-        self.update = torch.empty(sum(padded(t.param.numel()) for t in ordered if t.scales is None), device=device)
+        device = tensors[members[0]].param.device
+        super().__init__(
+            {member: tensors[member].param.numel() for member in members},
+            {member: kind_of(tensors[member]) for member in members},
+            chunk,
+            device,
+        )
+        rows = [tensors[member] for member in self.members]
+        self.versions: list[int] | None = None
         self.partials = torch.empty(sums, self.chunks, device=device)
-        self.fields = torch.zeros(len(ordered), FIELDS, dtype=torch.int64, device=device)
-        self._gradient_slots = self.fields[:, GRAD].unbind()
-        columns = {
-            PARAM: [t.param.data_ptr() for t in ordered],
-            TRACE: [t.trace.data_ptr() for t in ordered],
-            EXP_AVG: [t.exp_avg.data_ptr() for t in ordered],
-            EXP_AVG_SQ: [t.exp_avg_sq.data_ptr() for t in ordered],
-            EXTRA: self._extra(ordered),
-            STEP: [t.step.data_ptr() for t in ordered],
-            NUMEL: numels,
-            FIRST_CHUNK: [sum(counts[:i]) for i in range(len(counts))],
-            NUMBER: self.order,
-        }
-        for column, values in columns.items():
-            write(self.fields[:, column].unbind(), values)
-        repeats = torch.empty(len(ordered), dtype=torch.int64, device=device)
-        write(repeats.unbind(), counts)
-        self.owners = torch.repeat_interleave(repeats, output_size=self.chunks)
+        self.update = torch.empty(sum(padded(t.param.numel()) for t in rows if t.scales is None), device=device)
+        self.fill(PARAM, [t.param.data_ptr() for t in rows])
+        self.fill(TRACE, [t.trace.data_ptr() for t in rows])
+        self.fill(EXP_AVG, [t.exp_avg.data_ptr() for t in rows])
+        self.fill(EXP_AVG_SQ, [t.exp_avg_sq.data_ptr() for t in rows])
+        self.fill(EXTRA, self._extra(rows))
+        self.fill(STEP, [t.step.data_ptr() for t in rows])
+        self.fill(NUMBER, self.members)
+        for column, values in zip((FACTORS, NEURONS, STRIDE), zip(*map(neuron_fields, rows), strict=True), strict=True):
+            self.fill(column, values)
 
     def _extra(self, tensors: Sequence[Streams]) -> list[int]:
         extra, free = [], self.update.data_ptr()
@@ -121,15 +165,10 @@ class Plan:
                 free += padded(tensor.param.numel()) * self.update.element_size()
         return extra
 
-    def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
-        """Let the table point at these gradients, 0 where there is none. False where one is of another kind than planned."""
-        addresses = []
-        for index, kind in zip(self.order, self.kinds, strict=True):
-            grad, address = grads[index], 0
-            if grad is not None:
-                address = grad.data_ptr() or VECTOR  # an empty one has no address
-                if grad.dtype != kind.grad or (kind.aligned and address % VECTOR) or not grad.is_contiguous():
-                    return False
-            addresses.append(address)
-        write(self._gradient_slots, addresses)
-        return True
+
+def neuron_fields(tensor: Streams) -> tuple[int, int, int]:
+    """FACTORS, NEURONS and STRIDE of one tensor."""
+    if tensor.neurons is None:
+        return 0, 1, 1
+    values, dim = tensor.neurons
+    return values.data_ptr(), max(1, values.numel()), max(1, tensor.param.stride(dim))

@@ -30,11 +30,17 @@ def compiler() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """NEUROPLASTIC_CACHE_DIR, else a folder in XDG_CACHE_HOME or ~/.cache."""
+    """NEUROPLASTIC_CACHE_DIR, else a folder in XDG_CACHE_HOME or ~/.cache. Raises RuntimeError for a user without a home."""
     chosen = os.environ.get("NEUROPLASTIC_CACHE_DIR")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroplastic_kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroplastic_kernels"
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"compile=True keeps its library in the user's home, which is unknown: {error} Name a folder that can be written "
+            "in the environment variable NEUROPLASTIC_CACHE_DIR"
+        ) from None
 
 
 def processor() -> str:
@@ -64,14 +70,17 @@ def run(command: list[str]) -> str:
 
 
 def build(source: Path) -> Path:
-    """The shared library of a C++ file, from the cache where it holds one for this file, compiler and processor.
+    """The shared library of a C++ file, from the cache where it holds one for this file, the headers beside it, the compiler
+    and the processor.
 
     Processes that build at the same time do the same work; each puts a whole file in place. Raises RuntimeError for a
     missing or failing compiler, and for a cache folder that cannot be written.
     """
     command = compiler()
     version = run([*command, "--version"])
-    parts = (source.read_bytes(), *(part.encode() for part in (*command, *FLAGS, version, processor())))
+    sources = (source, *sorted(source.parent.glob("*.h")))
+    described = (*command, *FLAGS, version, processor())
+    parts = (*(path.read_bytes() for path in sources), *(part.encode() for part in described))
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     library = cache_folder() / f"{source.stem}-{digest}.so"
     try:

@@ -6,10 +6,10 @@ Source: NeuroPlastic, arXiv 2604.26297. Per parameter tensor p with gradient g, 
     r = |m| / (sqrt(v) + eps)         x^ = x / (mean(x) + eps)      gate = clip(steps before this one / warmup, 0, 1)
     alpha_full = clip(wa*a^ + wg*|g|^ + wm*r^, lo, hi)              alpha_grad = clip(|g|^, lo, hi)
     alpha = alpha_grad + gate*scale*(alpha_full - alpha_grad)       alpha = 1 + strength*(alpha - 1)
-    u = alpha * base                  p <- p - lr * homeostasis(u)
+    u = alpha * base                  p <- p - lr * neuron factor * homeostasis(u)
 
 Deviations: the paper's step is `base="gradient"`. The bases "adamw" and "momentum" modulate a known optimizer's step, and
-their homeostasis conserves that step's norm. `strength=0` leaves the known optimizer.
+their homeostasis conserves that step's norm. `strength=0` leaves the known optimizer. Neuron factors are ours.
 
 Every function works on a piece of a tensor; only means and norms, which are of the whole tensor, join its pieces.
 """
@@ -48,6 +48,17 @@ class Hyperparameters(NamedTuple):
     weight_decay: float = 0.0
     decoupled_weight_decay: bool = False
     maximize: bool = False
+
+
+class NeuronFactor(NamedTuple):
+    """What the update of each neuron's part of a parameter is multiplied by, after homeostasis.
+
+    1 changes no bit, 0 leaves the part to decoupled decay alone. values: float32 [N], on the parameter's device; they may be
+    changed in place between steps. dim: the dimension of the parameter that counts the neurons.
+    """
+
+    values: Tensor
+    dim: int
 
 
 class Moment(NamedTuple):
@@ -175,6 +186,13 @@ def homeostasis(norms: Sequence[tuple[Tensor, ...]], numel: int, hyper: Hyperpar
         rms = ((factor * norm).square() / numel + hyper.eps).sqrt()
         factor = factor * (1 + hyper.homeostatic_rate * (hyper.target_rms - rms)).clamp_(0.5, 1.5)
     return factor
+
+
+def scale_neurons(update: Tensor, factor: NeuronFactor) -> None:
+    """u of a whole tensor times its neurons' factors, in place. update: of the parameter's shape."""
+    shape = [1] * update.ndim
+    shape[factor.dim] = -1
+    update.mul_(factor.values.view(shape))
 
 
 def apply_update(piece: Piece, factor: Tensor | float, hyper: Hyperparameters, now: Moment) -> None:

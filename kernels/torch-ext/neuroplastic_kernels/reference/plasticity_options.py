@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .eight_bit import BLOCK, dequantise, quantise
 from .philox import philox
+from .plasticity_formulas import NeuronFactor
 from .plasticity_step import plasticity_step as plain_step
 
 PIECE = 1 << 18  # elements rounded at a time; a multiple of the blocks of 8-bit state
@@ -30,6 +31,7 @@ class Options(NamedTuple):
     max_grad_norm: float | None = None
     stochastic_rounding: bool = False
     seed: int = 0
+    gradient_squares: Tensor | None = None
 
 
 def as_local(value: Tensor) -> Tensor:
@@ -37,17 +39,30 @@ def as_local(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
+@torch.no_grad()
+def gradient_squares(grads: Sequence[Tensor], *, workspace: dict[Any, Any] | None = None) -> Tensor:
+    """The sum of the squares of all elements of `grads`, a scalar on the first one's device.
+
+    For gradients in several lists that `plasticity_step` is to clip by the norm they have together. float32, or float64 if
+    some gradient is. Nothing is read back from the device. `workspace` is for other forms.
+    """
+    if not grads:
+        return torch.zeros(())
+    device = grads[0].device
+    wide = (grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads)
+    norms = [as_local(torch.linalg.vector_norm(grad)).to(device) for grad in wide]
+    return torch.stack(norms).square().sum()
+
+
 def gradient_factor(grads: Sequence[Tensor], options: Options) -> Tensor | None:
-    """What every gradient is multiplied by; None for nothing."""
+    """What every gradient is multiplied by; None for nothing. grads: those to clip, unless `options` knows their squares."""
     factor = None if options.grad_scale is None else 1 / options.grad_scale
     if options.max_grad_norm is not None and grads:
-        device = grads[0].device
-        wide = (grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads)
-        norms = [as_local(torch.linalg.vector_norm(grad)).to(device) for grad in wide]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        norm = norm if factor is None else norm * factor.to(device)
+        known = options.gradient_squares
+        norm = (gradient_squares(grads) if known is None else known).sqrt()
+        norm = norm if factor is None else norm * factor.to(norm.device)
         clipping = (options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        factor = clipping if factor is None else factor.to(device) * clipping
+        factor = clipping if factor is None else factor.to(norm.device) * clipping
     return factor
 
 
@@ -82,7 +97,13 @@ def round_off(
 
 
 def careful_step(
-    streams: Sequence[Tensor], scales: Tensor | None, number: int, factor: Tensor | None, options: Options, **plain: Any
+    streams: Sequence[Tensor],
+    scales: Tensor | None,
+    number: int,
+    factor: Tensor | None,
+    options: Options,
+    neurons: NeuronFactor | None = None,
+    **plain: Any,
 ) -> None:
     """One tensor's step with all that `options` ask for. streams: p, g, a, m, v and the step counter."""
     param, grad, *moments, step = streams
@@ -95,7 +116,7 @@ def careful_step(
     if factor is not None:
         grad = grad.to(values[0].dtype) * factor.to(grad.device)
     a, m, v = values
-    plain_step([param if wide is None else wide], [grad], [a], [m], [v], [step], **plain)
+    plain_step([param if wide is None else wide], [grad], [a], [m], [v], [step], neuron_factors=[neurons], **plain)
     if wide is not None or scales is not None:
         round_off(wide, values, moments, scales, options.seed, step, number)
     if wide is not None:
@@ -120,6 +141,8 @@ def plasticity_step(
     max_grad_norm: float | None = None,
     stochastic_rounding: bool = False,
     seed: int = 0,
+    gradient_squares: Tensor | None = None,
+    neuron_factors: Sequence[NeuronFactor | None] | None = None,
     **plain: Any,
 ) -> None:
     """`reference.plasticity_step.plasticity_step` with the options of mixed precision.
@@ -131,11 +154,14 @@ def plasticity_step(
         grad_scale: one element; gradients are taken divided by it and stay as they are.
         found_inf: one element; unless it is 0, nothing changes. On the CPU its value is read, on a device it is not.
         max_grad_norm: the norm to which the gradients of all tensors together are scaled down, None for no limit.
+        gradient_squares: one element, the sum of squares of all gradients that are scaled down together, as the operation
+            of this name gives it; None where this list holds them all.
         stochastic_rounding: round bfloat16 parameters up or down such that the expected value is exact.
         seed: of the random numbers that this and 8-bit state use; a tensor's number is its place in the list.
+        neuron_factors: per tensor the factors of its neurons, or None; None for no factors at all.
         **plain: `workspace` and the fields of `Hyperparameters`.
     """
-    options = Options(grad_scale, found_inf, max_grad_norm, stochastic_rounding, seed)
+    options = Options(grad_scale, found_inf, max_grad_norm, stochastic_rounding, seed, gradient_squares)
     if found_inf is not None and found_inf.is_cpu:
         if found_inf.item():
             return
@@ -143,13 +169,14 @@ def plasticity_step(
     rows = list(enumerate(zip(params, grads, traces, exp_avgs, exp_avg_sqs, steps, strict=True)))
     present = [(number, streams) for number, streams in rows if streams[1] is not None]
     factor = gradient_factor([streams[1] for _, streams in present], options)
-    simple: list[tuple[Tensor, ...]] = []
+    factors = [None] * len(rows) if neuron_factors is None else neuron_factors
+    simple: list[tuple[Any, ...]] = []
     for number, streams in present:
         scale = None if scales is None else scales[number]
         rounds = stochastic_rounding and streams[0].dtype == torch.bfloat16
         if scale is None and factor is None and options.found_inf is None and not rounds:
-            simple.append(streams)
+            simple.append((*streams, factors[number]))
         else:
-            careful_step(streams, scale, number, factor, options, **plain)
-    params, present_grads, *state = ([streams[k] for streams in simple] for k in range(6))
-    plain_step(params, present_grads, state[0], state[1], state[2], state[3], **plain)
+            careful_step(streams, scale, number, factor, options, factors[number], **plain)
+    params, present_grads, *state, neurons = ([each[k] for each in simple] for k in range(7))
+    plain_step(params, present_grads, state[0], state[1], state[2], state[3], neuron_factors=neurons, **plain)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .plasticity_formulas import (
     Hyperparameters,
     Moment,
+    NeuronFactor,
     Piece,
     advance_state,
     apply_update,
@@ -21,14 +22,15 @@ from .plasticity_formulas import (
     inverse_means,
     modulate,
     moment,
+    scale_neurons,
     signal_sums,
 )
 
 CHUNK = 1 << 19  # elements of a piece: long enough to hide the cost of a call, short enough for the shared cache
 
 
-def step_tensor(pieces: Sequence[Piece], hyper: Hyperparameters, now: Moment) -> None:
-    """One step of one tensor, given as its pieces."""
+def propose(pieces: Sequence[Piece], hyper: Hyperparameters, now: Moment) -> Tensor | float:
+    """The state's step and u of one tensor, given as its pieces; the factor that homeostasis puts on u."""
     numel = sum(piece.param.numel() for piece in pieces)
     sums = []
     for piece in pieces:
@@ -37,9 +39,7 @@ def step_tensor(pieces: Sequence[Piece], hyper: Hyperparameters, now: Moment) ->
         sums.append(signal_sums(piece))
     inverse = inverse_means(sums, numel, hyper.eps)
     norms = [modulate(piece, inverse, hyper, now) for piece in pieces]
-    factor = homeostasis(norms, numel, hyper)
-    for piece in pieces:
-        apply_update(piece, factor, hyper, now)
+    return homeostasis(norms, numel, hyper)
 
 
 def is_flat(stream: Tensor) -> bool:
@@ -87,6 +87,7 @@ def plasticity_step(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
+    neuron_factors: Sequence[NeuronFactor | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
 ) -> None:
@@ -98,6 +99,7 @@ def plasticity_step(
         traces, exp_avgs, exp_avg_sqs: a, m and v, of the parameters' shapes; float32 for half-precision parameters, else
             the parameter's dtype. All arithmetic is in this dtype.
         steps: n float32 scalars, the steps done so far; each grows by one. On the device, nothing is read from them.
+        neuron_factors: per tensor the factors of its neurons, or None; None for no factors at all.
         workspace: a dict of the caller's, empty at first, in which buffers are kept from call to call.
         **hyper: the fields of `Hyperparameters`; `lr`, `base` and `betas` have no default.
 
@@ -109,14 +111,23 @@ def plasticity_step(
         rule = rule._replace(lr=rule.lr.item())
     workspace = {} if workspace is None else workspace
     make_room(workspace, traces)
-    for param, grad, trace, exp_avg, exp_avg_sq, step in zip(
-        params, grads, traces, exp_avgs, exp_avg_sqs, steps, strict=True
+    factors = [None] * len(params) if neuron_factors is None else neuron_factors
+    for param, grad, trace, exp_avg, exp_avg_sq, step, neurons in zip(
+        params, grads, traces, exp_avgs, exp_avg_sqs, steps, factors, strict=True
     ):
         step += 1
         if param.numel() == 0:
             continue
         now = moment(step.item() if step.is_cpu else step.double(), rule)
         streams = (param, grad, trace, exp_avg, exp_avg_sq)
-        flat = all(map(is_flat, streams))
-        pieces = workspace[trace.dtype, trace.device].cut(streams) if flat else [one_piece(*streams)]
-        step_tensor(pieces, rule, now)
+        if all(map(is_flat, streams)):
+            room = workspace[trace.dtype, trace.device]
+            pieces, update = room.cut(streams), room.update[: param.numel()].view(param.shape)
+        else:
+            pieces = [one_piece(*streams)]
+            update = pieces[0].update
+        factor = propose(pieces, rule, now)
+        if neurons is not None:
+            scale_neurons(update, neurons)
+        for piece in pieces:
+            apply_update(piece, factor, rule, now)

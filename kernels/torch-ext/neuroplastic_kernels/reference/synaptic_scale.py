@@ -1,18 +1,25 @@
 """Homeostatic scaling of a neuron's incoming weights toward a target activity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def synaptic_scale(
     up_weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    errors: Sequence[Tensor],
+    firsts: Sequence[int],
+    scale: Tensor,
+    average: Tensor,
+    weight: Tensor,
+    active: Tensor,
     *,
     rate: float,
+    target: float | str,
     scale_range: tuple[float, float],
+    workspace: dict[Any, Any] | None = None,
 ) -> None:
     """One step of synaptic scaling for every site, in place: s <- clip(s (1 + rate error)), rows of W times s_new / s_old.
 
@@ -20,16 +27,38 @@ def synaptic_scale(
     (W0 the weights as trained apart from scaling). What counts is the factor as applied: in half precision it is rounded to
     the weights' dtype, and changes below its resolution (2^-9 in bfloat16) are lost.
 
+    The error is target - activity, with target="layer" (mean - activity) / mean, the mean being that of the site's counted
+    neurons: those active and observed. Where it is not finite, and for all other neurons, nothing changes.
+
     Args:
-        up_weights: per site [N, D], any float dtype.
-        scales: per site [N] float32, the factors s applied so far.
-        errors: per site [N] float32, target minus activity; 0 or non-finite leaves a neuron as it is.
+        up_weights: per site [N_i, D...], any float dtype.
+        firsts: per site, where its neurons begin in the tensors below, which hold N neurons of all sites.
+        scale: [N] float32, the factors s applied so far.
+        average: [N] float32, moving average of the neurons' |output|, not bias-corrected.
+        weight: [N] float32, the total weight of that average, so that activity = average / weight; 0: never observed.
+        active: [N] bool; the others are slots in reserve.
         rate: step size of the scaling.
+        target: the activity to reach, or "layer".
         scale_range: smallest and largest s.
+        workspace: for the fused form.
     """
-    for weight, scale, error in zip(up_weights, scales, errors, strict=True):
-        error = torch.where(torch.isfinite(error), error, 0.0)
-        new_scale = (scale * (1.0 + rate * error)).clamp(*scale_range)
-        factor = (new_scale / scale).to(weight.dtype)
-        weight.mul_(factor.unsqueeze(1))
-        scale.mul_(factor)
+    activity = average / weight.clamp_min(torch.finfo(torch.float32).tiny)
+    counted = active & (weight > 0)
+    for rows, first in zip(up_weights, firsts, strict=True):
+        here = slice(first, first + rows.shape[0])
+        factor = _factor(scale[here], _error(activity[here], counted[here], target), rate, scale_range).to(rows.dtype)
+        rows.mul_(factor.view(-1, *[1] * (rows.ndim - 1)))
+        scale[here].mul_(factor)
+
+
+def _error(activity: Tensor, counted: Tensor, target: float | str) -> Tensor:
+    if isinstance(target, str):  # "layer"
+        mean = torch.where(counted, activity, 0.0).sum() / counted.sum().clamp_min(1)
+        error = (mean - activity) / mean
+    else:
+        error = target - activity
+    return torch.where(counted & torch.isfinite(error), error, 0.0)
+
+
+def _factor(scale: Tensor, error: Tensor, rate: float, scale_range: tuple[float, float]) -> Tensor:
+    return (scale * (1.0 + rate * error)).clamp(*scale_range) / scale
