@@ -2,6 +2,7 @@
 
     python examples/trainer.py facebook/wav2vec2-base /data/ASVspoof2019 --output out
 
+To go on from a checkpoint, with the neurons as they were: --resume out/checkpoint-500
 On several GPUs, the same: accelerate launch examples/trainer.py ...
 """
 
@@ -21,17 +22,19 @@ def main() -> None:
     parser.add_argument("data", help="folder that holds LA/")
     parser.add_argument("--output", default="out")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--resume", help="checkpoint of an earlier run")
     arguments = parser.parse_args()
 
     model = AutoModelForAudioClassification.from_pretrained(
-        arguments.model, num_labels=len(LABELS), id2label=dict(enumerate(LABELS))
+        arguments.resume or arguments.model, num_labels=len(LABELS), id2label=dict(enumerate(LABELS))
     )
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     train, evaluation = (load_asvspoof2019(arguments.data, "LA", split) for split in ("train", "eval"))
 
     optimizer = NeuroPlastic([p for p in model.parameters() if p.requires_grad], lr=5e-5)
-    callback = DropInCallback(DropInConfig(interval=max(1, arguments.steps // 20), maturity=arguments.steps // 10))
+    config = DropInConfig(interval=max(1, arguments.steps // 20), maturity=arguments.steps // 10)
+    callback = DropInCallback(config, resume_from=arguments.resume)
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -44,7 +47,7 @@ def main() -> None:
         callbacks=[callback],
     )  # fmt: skip
     callback.attach(trainer)  # sends neuron statistics to every logging integration
-    trainer.train()
+    trainer.train(resume_from_checkpoint=arguments.resume)
 
     prediction = trainer.predict(evaluation)
     eer, _ = equal_error_rate(bona_fide_scores(prediction.predictions), prediction.label_ids)

@@ -1,9 +1,10 @@
 """Plasticity for fine-tuning Hugging Face models: the NeuroPlastic optimizer and DropIn neuron replacement."""
 
 from .callback import DropInCallback
-from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, save_side_files
+from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, resume_dropin, save_side_files
 from .config import DropInConfig
 from .dropin import DropIn, unpatch
+from .hub import save_for_hub
 from .optimizer import NeuroPlastic
 from .resize import compact, reserve
 from .saved_keys import accept_saved_keys
@@ -24,6 +25,8 @@ __all__ = [
     "last_whole_checkpoint",
     "load_side_files",
     "reserve",
+    "resume_dropin",
+    "save_for_hub",
     "save_side_files",
     "unpatch",
 ]

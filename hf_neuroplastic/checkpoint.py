@@ -6,16 +6,20 @@ that does not belong together, or was cut short, is refused as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
+from .config import DropInConfig
 from .dropin import DropIn
 
 TENSOR_FILE = "neuroplastic.safetensors"
@@ -57,25 +61,54 @@ def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
     Raises:
         SideFileError: a file is missing, truncated or altered, or its sites are not those of `dropin`.
     """
-    folder = Path(folder)
+    _, state = _read_state(Path(folder))
+    with _naming(folder):
+        dropin.load_state_dict(state)
+
+
+def resume_dropin(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    config: DropInConfig | None = None,
+    *,
+    total_steps: int | None = None,
+) -> DropIn:
+    """A DropIn on `model` that goes on where the one saved in `folder` was.
+
+    The model may be the one that run started with or one loaded from its checkpoint; it gets the widths of the run and no
+    more. Its weights are its own: load them from the checkpoint, before or after.
+
+    Args:
+        config: of the run; None takes the saved one.
+        total_steps: as in DropIn.
+
+    Raises:
+        SideFileError: a file is missing, truncated or altered, or of another model; the model is unchanged then.
+    """
+    index, state = _read_state(Path(folder))
+    with _naming(folder):
+        if config is None:
+            config = DropInConfig.from_dict(index["config"])
+        return DropIn(model, config, total_steps=total_steps, state=state)
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index as it is, and the DropIn's state dict."""
     index, data = _read_pair(folder)
     sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
     for key, tensor in load(data).items():
         site, name = key.rsplit("/", 1)
         sites.setdefault(site, {})[name] = tensor
+    return index, {**{name: index[name] for name in ("step_count", "events", "start_widths")}, "sites": sites}
+
+
+@contextlib.contextmanager
+def _naming(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        dropin.load_state_dict(
-            {
-                "step_count": index["step_count"],
-                "events": index["events"],
-                "start_widths": index["start_widths"],
-                "sites": sites,
-            }
-        )
+        yield
     except ValueError as error:
         raise SideFileError(
-            f"{folder} holds the neuron statistics of another model, width or selection of layers (build "
-            f"the model from what the run started with, not from the checkpoint): {error}"
+            f"{folder} holds the neuron statistics of another model, width or selection of layers: {error}"
         ) from None
 
 
@@ -131,6 +164,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         "events": int,
         "start_widths": list,
         "sites": dict,
+        "config": dict,
         "sha256": str,
     }.items():
         if not isinstance(index, dict) or not isinstance(index.get(name), kind):

@@ -24,6 +24,7 @@ from .data import keep_readable, load_asvspoof2019, load_folder
 from .demo import MODELS, PICTURE, RESULTS, label_settings, run_demo, write_results
 from .figures import draw_runs
 from .finetuning import METHODS, Run, Settings, fine_tune
+from .hub import save_for_hub
 from .sites import find_sites
 
 app = typer.Typer(
@@ -104,8 +105,7 @@ def train(
             network, extractor, train_data, evaluation, method.value, settings,
             output=output, resume=resume, progress=lambda done, total: report(method.value, done, total),
         )  # fmt: skip
-        network.save_pretrained(output / "model")
-        extractor.save_pretrained(output / "model")
+        _save_model(network, extractor, output / "model", base=model, method=method.value)
         draw_runs([run], output / CURVES)
         config = {"model": model, "data": str(data), "format": format.value, "steps": steps, "batch_size": batch_size,
                   "learning_rate": learning_rate, "max_seconds": max_seconds, "seed": seed,
@@ -130,7 +130,7 @@ def inspect(model: Annotated[str, typer.Argument(help="Hub id or folder of a mod
     for heading in ("index", "site", "inputs", "neurons", "activation"):
         table.add_column(heading, overflow="fold")
     for index, site in enumerate(sites):
-        table.add_row(str(index), site.name, str(site.up.in_features), str(site.width), type(site.activation).__name__)
+        table.add_row(str(index), site.name, str(site.inputs), str(site.width), type(site.activation).__name__)
     console.print(table)
 
 
@@ -144,6 +144,16 @@ def _load_model(name: str, freeze_feature_encoder: bool) -> tuple[Any, Any]:
     if freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     return model, extractor
+
+
+def _save_model(model: Any, extractor: Any, folder: Path, *, base: str, method: str) -> None:
+    """As `from_pretrained` and the Hub want it; the card's tag is for models that this package's methods have trained."""
+    if method == "adamw":
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        return
+    on_hub = {} if Path(base).exists() else {"base_model": base}
+    save_for_hub(model, folder, processor=extractor, metadata={"pipeline_tag": "audio-classification", **on_hub})
 
 
 def _print_runs(runs: list[Run]) -> None:

@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .schedules import SCHEDULES, Cosine, OneOff, Schedule, schedule_from_dict
+from .checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_layers,
+    check_number,
+    check_point,
+    check_recurrent,
+    check_scale_range,
+)
+from .schedules import Cosine, OneOff, Schedule, check_schedule, schedule_from_dict
 
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 INITS = ("normal", "fan_in", "layer", "split")
@@ -23,6 +33,8 @@ class DropInConfig:
     Args:
         layers: which feed-forward layers to patch: None for all, or layer indices, exact names, or regular expressions
             (matched anywhere in a site's name), alone or in a sequence.
+        recurrent: torch.nn.GRUs to take in as layers, {path of the GRU: path of the torch.nn.Linear that takes its output}:
+            modules do not show where an output goes. The units of a GRU's last layer can be replaced, not grown or pruned.
         criterion: how a neuron's usefulness is scored; the lowest scores go first.
             "contribution" mean|z| * mean|dz| (DropIn); "dormant" mean|z| (ReDo, arXiv 2302.12902); "gradient" mean|dz|
             (GraMa, arXiv 2505.24061); "utility" mean|z| * sum|w_out| (continual backprop, Nature 2024); "random" (a control).
@@ -53,6 +65,10 @@ class DropInConfig:
         active_share: the same as a share of the neurons at the start, 1 being all of them.
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
             bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
+        young_plasticity, old_plasticity: factors on NeuroPlastic's steps for the weights and bias of a neuron: what a neuron
+            that DropIn has just made starts with, and what it ends with. The neurons the model came with are old. 0 freezes
+            all but weight decay; 1 and 1 leave the optimizer alone.
+        consolidation: steps of age over which the factor goes from one to the other, in a straight line.
         observe_every: take statistics in every k-th step only.
         backend: "auto" takes the Triton kernels on CUDA devices and PyTorch elsewhere; "reference" or "fused" takes that form
             or raises when it is first needed.
@@ -63,6 +79,7 @@ class DropInConfig:
     """
 
     layers: int | str | Sequence[int | str] | None = None
+    recurrent: Mapping[str, str] | None = None
     criterion: str = "contribution"
     threshold: float = 0.1
     relative: bool = True
@@ -83,46 +100,71 @@ class DropInConfig:
     active_neurons: Schedule | None = None
     active_share: Schedule | None = None
     freeze_existing: bool = False
+    young_plasticity: float = 1.0
+    old_plasticity: float = 1.0
+    consolidation: int = 1000
     observe_every: int = 1
     backend: str = "auto"
     random_seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_layers(self.layers)
-        _check_choice("criterion", self.criterion, CRITERIA)
-        _check_choice("init", self.init, INITS)
-        _check_choice("outgoing", self.outgoing, OUTGOING)
-        _check_choice("backend", self.backend, BACKENDS)
-        _check_bool("relative", self.relative)
-        _check_bool("freeze_existing", self.freeze_existing)
+        check_layers(self.layers)
+        check_recurrent(self.recurrent)
+        check_choice("criterion", self.criterion, CRITERIA)
+        check_choice("init", self.init, INITS)
+        check_choice("outgoing", self.outgoing, OUTGOING)
+        check_choice("backend", self.backend, BACKENDS)
+        check_bool("relative", self.relative)
+        check_bool("freeze_existing", self.freeze_existing)
         for name in ("active_neurons", "active_share"):
-            _check_schedule(name, getattr(self, name))
+            check_schedule(name, getattr(self, name))
         if self.active_neurons is not None and self.active_share is not None:
             raise ValueError("active_neurons and active_share say the same thing in two ways: give one of them")
-        _check_number("threshold", self.threshold, 0.0, math.inf)
-        _check_number("statistics_decay", self.statistics_decay, 0.0, 1.0, high_open=True)
-        _check_number("max_fraction", self.max_fraction, 0.0, 1.0)
-        _check_number("init_std", self.init_std, 0.0, math.inf, high_open=True)
-        _check_number("synaptic_lr", self.synaptic_lr, 0.0, 1.0)
-        for name, low in (("interval", 1), ("maturity", 0), ("cooldown", 0), ("observe_every", 1)):
-            _check_int(name, getattr(self, name), low)
-        _check_int("random_seed", self.random_seed, 0, 2**63 - 1)
+        check_number("threshold", self.threshold, 0.0, math.inf)
+        check_number("statistics_decay", self.statistics_decay, 0.0, 1.0, high_open=True)
+        check_number("max_fraction", self.max_fraction, 0.0, 1.0)
+        check_number("init_std", self.init_std, 0.0, math.inf, high_open=True)
+        check_number("synaptic_lr", self.synaptic_lr, 0.0, 1.0)
+        for name in ("young_plasticity", "old_plasticity"):
+            check_number(name, getattr(self, name), 0.0, math.inf, high_open=True)
+        for name in ("interval", "consolidation", "observe_every"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("maturity", "cooldown"):
+            check_int(name, getattr(self, name), 0)
+        check_int("random_seed", self.random_seed, 0, 2**63 - 1)
         if self.max_neuron_age is not None:
-            _check_int("max_neuron_age", self.max_neuron_age, max(1, self.maturity))
-        _check_point("start", self.start)
+            check_int("max_neuron_age", self.max_neuron_age, max(1, self.maturity))
+        check_point("start", self.start)
         if self.stop is not None:
-            _check_point("stop", self.stop)
+            check_point("stop", self.stop)
             if type(self.start) is type(self.stop) and self.start > self.stop:
                 raise ValueError(f"start must not lie after stop, got start={self.start!r} and stop={self.stop!r}")
         if isinstance(self.homeostatic_target, str):
-            _check_choice("homeostatic_target", self.homeostatic_target, ("layer",), "or a number above 0")
+            check_choice("homeostatic_target", self.homeostatic_target, ("layer",), "or a number above 0")
         else:
-            _check_number("homeostatic_target", self.homeostatic_target, 0.0, math.inf, low_open=True, high_open=True)
-        _check_scale_range(self.scale_range)
+            check_number("homeostatic_target", self.homeostatic_target, 0.0, math.inf, low_open=True, high_open=True)
+        check_scale_range(self.scale_range)
         # Sequences become tuples: a frozen object should not change through a list the caller still holds.
         object.__setattr__(self, "scale_range", tuple(float(x) for x in self.scale_range))
         if self.layers is not None and not isinstance(self.layers, (int, str)):
             object.__setattr__(self, "layers", tuple(self.layers))
+        if self.recurrent is not None:
+            object.__setattr__(self, "recurrent", dict(self.recurrent))
+
+    @property
+    def changes_neurons(self) -> bool:
+        """Whether neurons may ever be replaced, grown or pruned."""
+        return self.max_fraction > 0 or self.active_neurons is not None or self.active_share is not None
+
+    @property
+    def scales_steps(self) -> bool:
+        """Whether the size of the optimizer's steps depends on the neuron."""
+        return (self.young_plasticity, self.old_plasticity) != (1.0, 1.0)
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything but watching is ever done."""
+        return self.changes_neurons or self.scales_steps or self.synaptic_lr > 0 or self.freeze_existing
 
     @classmethod
     def seed(cls, **changes: Any) -> DropInConfig:
@@ -147,6 +189,7 @@ class DropInConfig:
     @classmethod
     def dropin(cls, neurons: int, *, at: float = 0.0, **changes: Any) -> DropInConfig:
         """Artificial neurogenesis (arXiv 2603.24343): `neurons` are added to each selected layer at progress `at`."""
+        check_int("neurons", neurons, 1)
         settings: dict[str, Any] = {
             "active_neurons": OneOff(at, 0, neurons),
             "max_fraction": 0.0,
@@ -159,6 +202,7 @@ class DropInConfig:
     def plasticity(cls, neurons: int, *, prune: tuple[float, float] = (0.5, 0.9), **changes: Any) -> DropInConfig:
         """Growth followed by pruning (arXiv 2603.24343): `neurons` are added to each selected layer at the start, and as many
         of the weakest taken away again between the two `prune` points in training, so that the width ends where it began."""
+        check_int("neurons", neurons, 1)
         course = OneOff(0.0, 0, neurons) + Cosine(*prune, 0, -neurons)
         settings: dict[str, Any] = {
             "active_neurons": course,
@@ -183,6 +227,8 @@ class DropInConfig:
     def continual_backprop(cls, rate: float = 1e-4, *, interval: int = 100, **changes: Any) -> DropInConfig:
         """Continual backprop (Dohare et al., Nature 2024): a share `rate` per step of the neurons, the mature ones of lowest
         utility, is replaced whatever their score; here as `rate * interval` every `interval` steps, at least one neuron."""
+        check_number("rate", rate, 0.0, 1.0)
+        check_int("interval", interval, 1)
         settings: dict[str, Any] = {
             "criterion": "utility", "threshold": math.inf, "relative": False, "interval": interval, "maturity": 100,
             "max_fraction": min(1.0, rate * interval), "init": "fan_in", "stop": None,
@@ -193,6 +239,7 @@ class DropInConfig:
     def compress(cls, target: float, *, between: tuple[float, float] = (0.1, 0.7), **changes: Any) -> DropInConfig:
         """Structured pruning while training: the share of active neurons falls to `target` between two points in training;
         `compact(model)` then takes the slots out."""
+        check_number("target", target, 0.0, 1.0, low_open=True)
         course = Cosine(*between, 1.0, target)
         settings: dict[str, Any] = {
             "active_share": course,
@@ -219,9 +266,10 @@ class DropInConfig:
         if unknown:
             raise ValueError(f"unknown DropInConfig fields {unknown}; allowed are {known}")
         settings: dict[str, Any] = {
-            name: schedule_from_dict(value) if isinstance(value, Mapping) else math.inf if value == "inf" else value
+            name: schedule_from_dict(value) if isinstance(value, Mapping) and name != "recurrent" else value
             for name, value in values.items()
         }
+        settings |= {name: math.inf for name, value in settings.items() if value == "inf"}
         return cls(**settings)
 
 
@@ -231,77 +279,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return "inf" if value == math.inf else value
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[str], more: str = "") -> None:
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(
-            f"{name} must be {'one of ' if len(allowed) > 1 else ''}{choices} {more}".rstrip() + f", got {value!r}"
-        )
-
-
-def _check_schedule(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, Schedule):
-        raise TypeError(f"{name} must be a Schedule, such as {', '.join(SCHEDULES)}, or None, got {value!r}")
-
-
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_number(
-    name: str, value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    inside = (low < value if low_open else low <= value) and (value < high if high_open else value <= high)
-    if not inside:  # NaN compares false and lands here too
-        raise ValueError(
-            f"{name} must lie in {'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}, got {value}"
-        )
-
-
-def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(
-            f"{name} must be at least {low}{f' and at most {high}' if high is not None else ''}, got {value}"
-        )
-
-
-def _check_point(name: str, value: Any) -> None:
-    """A point in training: an int counts steps, a float is a share."""
-    if isinstance(value, float):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(
-                f"{name} as a float is a share of training and must lie in [0, 1], got {value}; "
-                f"use an int to count optimizer steps"
-            )
-    else:
-        _check_int(name, value, 0)
-
-
-def _check_scale_range(value: Any) -> None:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise TypeError(f"scale_range must be a pair (low, high), got {value!r}")
-    for bound in value:
-        _check_number("scale_range", bound, 0.0, math.inf, low_open=True, high_open=True)
-    if not value[0] <= 1.0 <= value[1]:
-        raise ValueError(f"scale_range must contain 1, the factor every neuron starts with, got {tuple(value)}")
-
-
-def _check_layers(value: Any) -> None:
-    entries = [value] if isinstance(value, (int, str)) else value
-    if entries is None:
-        return
-    allowed = "None, a layer index, a name, a regular expression, or a sequence of these"
-    if isinstance(entries, (bytes, Mapping)) or not isinstance(entries, Sequence):
-        raise TypeError(f"layers must be {allowed}, got {value!r} of type {type(value).__name__}")
-    if len(entries) == 0:
-        raise ValueError(f"layers is empty, which selects nothing; it must be {allowed} (None selects every layer)")
-    for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, (int, str)):
-            raise TypeError(f"layers must be {allowed}, got the entry {entry!r} of type {type(entry).__name__}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuroplastic_kernels.reference.philox import uniform
 
-from .sites import Site
+from .sites import Share, Site
 from .statistics import NeuronStatistics
 
 RANDOM_CRITERION = 2  # word of the random counter: keeps these draws apart from those of the new weights
@@ -32,7 +32,13 @@ def gradient(site: Site, statistics: NeuronStatistics) -> Tensor:
 
 def utility(site: Site, statistics: NeuronStatistics) -> Tensor:
     """mean|z| * sum of |outgoing weights| (continual backprop, Dohare et al., Nature 2024)."""
-    return statistics.activity * site.down.weight.detach().float().abs().sum(0)
+    return statistics.activity * sum(_magnitude(share) for share in site.outgoing)
+
+
+def _magnitude(share: Share) -> Tensor:
+    """[N] float32: the sum of |weight| per neuron."""
+    weight = share.part.float().abs()
+    return weight.sum([dim for dim in range(weight.ndim) if dim != share.dim])
 
 
 CRITERIA: dict[str, Callable[[Site, NeuronStatistics], Tensor]] = {

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from .callback import DropInCallback
-from .checkpoint import last_whole_checkpoint
+from .checkpoint import last_whole_checkpoint, resume_dropin
 from .config import DropInConfig
 from .data import LABELS, AudioCollator
 from .dropin import DropIn
@@ -58,8 +58,8 @@ class Settings:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate <= 1:  # AdamW moves every weight by about this much per step
+            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def fine_tune(
     Args:
         train, evaluation: rows with `audio` and `label` (see hf_neuroplastic.data).
         output: folder for Trainer's checkpoints, five in a run, of which the last two are kept; None keeps none.
-        resume: go on from the last whole checkpoint in `output`.
+        resume: go on from the last whole checkpoint in `output`. `model` may be the one the run started with, or loaded from
+            that checkpoint.
         progress: called as progress(step, steps).
 
     Raises:
@@ -128,7 +129,10 @@ def fine_tune(
     optimizer_name, _, dropin_name = method.partition("+")
     set_seed(settings.seed)
     watched = bool(dropin_name) or bool(find_sites(model))
-    dropin = DropIn(model, settings.dropin if dropin_name else WATCH_ONLY) if watched else None
+    config = settings.dropin if dropin_name else WATCH_ONLY
+    dropin = None
+    if watched:
+        dropin = DropIn(model, config) if checkpoint is None else resume_dropin(model, checkpoint, config)
     optimizer = OPTIMIZERS[optimizer_name](
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,

@@ -16,6 +16,8 @@ from neuroplastic_kernels.reference.ffn_activation import ffn_activation as refe
 from .observation import Observer
 from .sites import Site
 
+REPLACED = ("forward", "_replicate_for_data_parallel")  # of the module, on the instance
+
 
 class FusedForward:
     """Takes the place of `container.forward` on one instance; the class and its methods stay as they are.
@@ -37,13 +39,21 @@ class FusedForward:
             return type(site.container).forward(site.container, hidden_states)
         dropout, training = _probability(site.dropout)
         h = F.linear(hidden_states, site.up.weight)
-        token_mask = self.observer.token_mask(h)  # first: it may bring the moments to this device
         z = ffn_activation(
-            h, site.up.bias, self.observer.statistics.moments, activation=self.activation, dropout=dropout,
-            training=training, token_mask=token_mask, backend=self.backend,
+            h, site.up.bias, self.observer.moments, activation=self.activation, dropout=dropout, training=training,
+            token_mask=self.observer.token_mask(h), backend=self.backend,
         )  # fmt: skip
         y = site.down(z)
         return y if site.output_dropout is None else site.output_dropout(y)
+
+    def replicate(self) -> nn.Module:
+        """What DataParallel is to make of the module: a copy that its class's own forward serves, with the copy's weights."""
+        container = self.site.container
+        assert container is not None  # `install` saw to it
+        replica = type(container)._replicate_for_data_parallel(container)
+        for name in REPLACED:
+            del replica.__dict__[name]
+        return replica
 
     def _applies(self, hidden_states: Tensor) -> bool:
         site = self.site
@@ -60,14 +70,17 @@ def install(site: Site, observer: Observer, backend: str) -> bool:
         return False
     if "forward" in vars(site.container):
         return False  # somebody else's patch
-    site.container.forward = FusedForward(site, observer, backend)  # type: ignore[method-assign, assignment]
+    fused = FusedForward(site, observer, backend)
+    for name, method in zip(REPLACED, (fused, fused.replicate), strict=True):
+        setattr(site.container, name, method)
     return True
 
 
 def remove(container: nn.Module | None) -> None:
     """Gives `container` its own forward back."""
     if container is not None and isinstance(vars(container).get("forward"), FusedForward):
-        del container.forward
+        for name in REPLACED:
+            delattr(container, name)
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .config import DropInConfig
 from .decisions import slots_needed
 from .observation import is_watched
-from .optimizer_state import resize_state, unwrap_optimizer
-from .sites import Site, find_sites, inert_slots, require_whole, select_sites, silences
+from .optimizer_state import Cut, resize, resize_state, unwrap_optimizer
+from .sites import Site, find_sites, inert_slots, require_ability, require_whole_site, select_sites
 
 
 def reserve(
@@ -42,8 +42,8 @@ def reserve(
         optimizer: its state is widened with initial values.
 
     Raises:
-        ValueError: a negative count, a site whose activation does not map 0 to 0, or one that shares a Linear with another
-            site (Linear-activation-Linear-activation-Linear): there neurons can be replaced, but not added or removed.
+        ValueError: a negative count, a site whose activation does not map 0 to 0, or one whose width no configuration could
+            describe: there neurons can be replaced, but not added or removed.
         RuntimeError: a DropIn watches the model.
         TypeError: optimizer state that cannot be resized.
     """
@@ -51,12 +51,7 @@ def reserve(
         raise ValueError(f"count must be a number of slots, or a share of the width, of at least 0, got {count!r}")
     sites = _with_same_width(model, select_sites(model, layers))
     for site in sites:
-        if not silences(site):
-            raise ValueError(f"site {site.name!r} can hold no reserve: its activation does not map 0 to 0")
-        if site.chained:
-            raise ValueError(
-                f"site {site.name!r} can hold no reserve: one of its Linears belongs to another site as well"
-            )
+        require_ability(site, "change its width", "can hold no reserve")
     added = {id(site): count if isinstance(count, int) else math.ceil(count * site.width) for site in sites}
     _resize(model, [(site, torch.arange(site.width), added[id(site)]) for site in sites], optimizer)
 
@@ -81,11 +76,10 @@ def compact(model: nn.Module, *, optimizer: Any = None) -> int:
     """
     groups: dict[Any, list[Site]] = {}
     for site in find_sites(model):
-        if not site.chained:
-            groups.setdefault(_width_group(site) or site.name, []).append(site)
+        groups.setdefault(_width_group(site) or site.name, []).append(site)
     changes = []
     for sites in groups.values():
-        spare = min(int(inert_slots(site).sum()) for site in sites)
+        spare = min(_spare_slots(site) for site in sites)
         for site in sites:
             surplus = inert_slots(site).nonzero().squeeze(1)[-spare:] if spare else torch.empty(0, dtype=torch.long)
             kept = torch.ones(site.width, dtype=torch.bool)
@@ -94,6 +88,11 @@ def compact(model: nn.Module, *, optimizer: Any = None) -> int:
     before = sum(site.width for site, *_ in changes)
     _resize(model, changes, optimizer)
     return before - sum(site.width for site, *_ in changes)
+
+
+def _spare_slots(site: Site) -> int:
+    """How many slots could be taken out of `site`."""
+    return 0 if site.refusal("change its width") else int(inert_slots(site).sum())
 
 
 def _with_same_width(model: nn.Module, sites: list[Site]) -> list[Site]:
@@ -114,27 +113,22 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
         raise RuntimeError("a DropIn watches this model; call its unpatch() before the widths change")
     inner = None if optimizer is None else unwrap_optimizer(optimizer)
     changes = [(site, kept, added) for site, kept, added in changes if added or len(kept) != site.width]
-    slices = []
-    for site, kept, added in changes:  # whatever cannot be resized is refused before the first tensor changes
-        require_whole(site.name, site.up)
-        require_whole(site.name, site.down)
-        parts = [(site.up.weight, 0), (site.up.bias, 0), (site.down.weight, 1)]
-        slices += [
-            (parameter, dim, kept, added, resize_state(inner, parameter, dim, kept, added))
-            for parameter, dim in parts
-            if parameter is not None
-        ]
-    for parameter, dim, kept, added, state in slices:
-        parameter.data = _kept_and_zeros(parameter.data, dim, kept, added)
-        parameter.grad = None
-        if inner is not None:
-            inner.state[parameter].update(state)
+    tensors: dict[int, Tensor] = {}
+    cuts: dict[int, list[Cut]] = {}
     for site, kept, added in changes:
-        site.up.out_features = site.down.in_features = len(kept) + added
+        require_whole_site(site)
+        for share in site.shares:  # two sites may hold neurons of one tensor, along different dimensions
+            tensors[id(share.tensor)] = share.tensor
+            cuts.setdefault(id(share.tensor), []).append(Cut(share.dim, kept, added))
+    # Whatever cannot be resized is refused before the first tensor changes.
+    states = {key: resize_state(inner, tensor, cuts[key]) for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        for cut in cuts[key]:
+            tensor.data = resize(tensor.data, cut)
+        tensor.grad = None
+        if inner is not None and states[key]:
+            inner.state[tensor].update(states[key])
+    for site, kept, added in changes:
+        site.declare_width(len(kept) + added)
         for config in site.configs:
             setattr(config, str(site.width_key), site.width)
-
-
-def _kept_and_zeros(tensor: Tensor, dim: int, kept: Tensor, added: int) -> Tensor:
-    shape = [added if d == dim else size for d, size in enumerate(tensor.shape)]
-    return torch.cat([tensor.index_select(dim, kept.to(tensor.device)), tensor.new_zeros(shape)], dim)

@@ -41,7 +41,10 @@ def _as_from_pretrained(model: PreTrainedModel, saved: dict[str, Any]) -> dict[s
         config=model.config,
         state_dict=dict(saved),
         dtype=max(dtypes, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float32),
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
     loaded = {name: value for name, value in twin.state_dict().items() if name not in info["missing_keys"]}
-    return loaded | {name: saved[name] for name in info["unexpected_keys"]}
+    # What has another shape keeps it: load_state_dict is to refuse it, under the name in memory.
+    misshapen = {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
+    return loaded | misshapen | {name: saved[name] for name in info["unexpected_keys"]}

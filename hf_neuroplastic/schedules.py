@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import check_number
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -45,6 +47,9 @@ class Constant(Schedule):
 
     value: float
 
+    def __post_init__(self) -> None:
+        _check_values(value=self.value)
+
     def __call__(self, progress: float) -> float:
         return self.value
 
@@ -59,6 +64,7 @@ class OneOff(Schedule):
 
     def __post_init__(self) -> None:
         _check_progress("at", self.at)
+        _check_values(before=self.before, after=self.after)
 
     def __call__(self, progress: float) -> float:
         return self.after if progress >= self.at else self.before
@@ -81,6 +87,7 @@ class Cosine(Schedule):
         _check_progress("end", self.end)
         if self.start >= self.end:
             raise ValueError(f"start must lie before end, got start={self.start} and end={self.end}")
+        _check_values(before=self.before, after=self.after)
 
     def __call__(self, progress: float) -> float:
         share = min(max((progress - self.start) / (self.end - self.start), 0.0), 1.0)
@@ -96,6 +103,11 @@ class Sum(Schedule):
 
     first: Schedule
     second: Schedule
+
+    def __post_init__(self) -> None:
+        for name in ("first", "second"):
+            if not isinstance(part := getattr(self, name), Schedule):
+                raise TypeError(f"{name} must be a Schedule, such as {', '.join(SCHEDULES)}, got {part!r}")
 
     def __call__(self, progress: float) -> float:
         return self.first(progress) + self.second(progress)
@@ -121,6 +133,17 @@ def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
     return SCHEDULES[kind](**parts)
 
 
+def check_schedule(name: str, value: Any) -> None:
+    """Raises TypeError unless `value`, the setting `name`, is a schedule or None."""
+    if value is not None and not isinstance(value, Schedule):
+        raise TypeError(f"{name} must be a Schedule, such as {', '.join(SCHEDULES)}, or None, got {value!r}")
+
+
 def _check_progress(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is a share of training and must lie in [0, 1], got {value!r}")
+
+
+def _check_values(**values: Any) -> None:
+    for name, value in values.items():
+        check_number(name, value, -math.inf, math.inf, low_open=True, high_open=True)

@@ -23,6 +23,8 @@ class NeuronStatistics:
 
     Attributes:
         moments: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.moments).
+        probe: [ROWS, N] float32, a leaf that a compiled model is given in place of the moments: what it gets as its gradient
+            is added to them. So the compiled graph writes to no input, and any number of passes may wait for their backward.
         averages: [ROWS - 1, N] float32 moving averages of the moments per token, not yet bias-corrected.
         weight: [N] float32 total weight of those averages, 1 - decay^k after k observed steps; 0 means nothing is known.
         age: [N] int64 optimizer steps since the neuron was born; steps in which its layer saw no token do not count.
@@ -44,6 +46,7 @@ class NeuronStatistics:
         self.seen = torch.zeros(width, dtype=torch.bool, device=device)
         self.fresh = torch.zeros(width, dtype=torch.bool, device=device)
         self._parts: list[NeuronStatistics] = []
+        self.probe = _probe_of(self)
 
     def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
         """The statistics of neighbouring groups of neurons, as views: what changes in one changes in both."""
@@ -56,12 +59,15 @@ class NeuronStatistics:
         for name in ("moments", *STATE_NAMES):
             for part, view in zip(self._parts, getattr(self, name).split(widths, dim=-1), strict=True):
                 setattr(part, name, view)
+        for part in self._parts:
+            part.probe = _probe_of(part)
 
     def to(self, device: torch.device) -> None:
         """Moves every tensor to `device`, where the model has gone; parts remain views."""
         if self.moments.device != device:
             for name in ("moments", *STATE_NAMES):
                 setattr(self, name, getattr(self, name).to(device))
+            self.probe = _probe_of(self)
             self._share()
 
     def _average(self, row: int) -> Tensor:
@@ -149,6 +155,18 @@ class NeuronStatistics:
                 )
         for name in STATE_NAMES:
             getattr(self, name).copy_(state[name])
+
+
+def _probe_of(statistics: NeuronStatistics) -> Tensor:
+    probe = torch.zeros_like(statistics.moments, requires_grad=True)
+
+    @torch.no_grad()
+    def collect(probe: Tensor) -> None:
+        statistics.moments.add_(0.0 if probe.grad is None else probe.grad)
+        probe.grad = None
+
+    probe.register_post_accumulate_grad_hook(collect)
+    return probe
 
 
 def reduce_moments(moments: Tensor) -> None:

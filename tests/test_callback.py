@@ -105,6 +105,19 @@ def test_resuming_from_elsewhere_asks_where(tmp_path):
     assert callback.dropin.step_count == 6
 
 
+def test_neurons_and_weights_must_come_from_one_checkpoint(tmp_path):
+    first, _ = _trainer(tmp_path, save_steps=2)
+    first.train()
+    trainer, _ = _trainer(tmp_path, callback=DropInCallback(BUSY, resume_from=tmp_path / "checkpoint-2"))
+    with pytest.raises(SideFileError, match=r"resumes at step 4.*checkpoint-2 is of step 2.*resume_from"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_resume_from_must_be_a_folder():
+    with pytest.raises(TypeError, match="resume_from must be .*got 3"):
+        DropInCallback(BUSY, resume_from=3)
+
+
 def test_attached_callbacks_log_through_the_trainer(tmp_path):
     trainer, callback = _trainer(tmp_path)
     callback.attach(trainer)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_mlp, tiny_model
 
-from hf_neuroplastic import DropIn, DropInConfig, SideFileError, last_whole_checkpoint, load_side_files, save_side_files
+from hf_neuroplastic import (
+    DropIn,
+    DropInConfig,
+    SideFileError,
+    last_whole_checkpoint,
+    load_side_files,
+    resume_dropin,
+    save_side_files,
+)
 from hf_neuroplastic.checkpoint import INDEX_FILE, TENSOR_FILE
 
 FILES = (TENSOR_FILE, INDEX_FILE)
@@ -39,6 +47,18 @@ def test_round_trip(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(FILES)
     saved = json.loads((tmp_path / "new" / "folder" / INDEX_FILE).read_text())["config"]
     assert DropInConfig.from_dict(saved) == dropin.config
+
+
+def test_side_files_of_an_older_version_are_read(tmp_path):
+    dropin, fresh = _watched(), _watched(0)
+    save_side_files(dropin, tmp_path)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    for name in ("young_plasticity", "old_plasticity", "consolidation"):
+        del index["config"][name]
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    load_side_files(fresh, tmp_path)
+    assert _equal(dropin.state_dict(), fresh.state_dict())
+    assert resume_dropin(tiny_model("ast"), tmp_path).config == dropin.config
 
 
 def test_saving_again_replaces_the_pair(tmp_path):

@@ -4,19 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
-from transformers.modeling_outputs import SequenceClassifierOutput
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+from transformers import AutoModelForAudioClassification
 from typer.testing import CliRunner
 
 from hf_neuroplastic.cli import app
 from hf_neuroplastic.config import DropInConfig
-from hf_neuroplastic.data import load_asvspoof2019, write_corpus
+from hf_neuroplastic.data import write_corpus
 from hf_neuroplastic.demo import METHODS, MODELS, Scale, save_small_model
-from hf_neuroplastic.finetuning import Settings, bona_fide_scores, fine_tune
-from hf_neuroplastic.metrics import equal_error_rate
+from hf_neuroplastic.finetuning import Settings
 
 TINY = {"train": 16, "dev": 4, "eval": 12}
 
@@ -143,6 +142,8 @@ ERRORS = [
     ("corrupt audio", ["train", "--model", "{model}", "--data", "{broken}", "--output", "{tmp}/o"], [".flac"]),
     ("bad rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "0", "--output", "{tmp}/o"],
      ["learning_rate", "0"]),
+    ("absurd rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "1e300", "--output", "{tmp}/o"],
+     ["learning_rate", "1e+300", "at most 1"]),
     ("bad format", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "wav", "--output", "{tmp}/o"],
      ["asvspoof2019", "folder"]),
     ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
@@ -168,6 +169,41 @@ def test_mistakes_get_one_line_and_exit_code_2(arguments, words, tmp_path, corpu
     if "error:" in result.output:  # our own; the option parser draws its messages in a box
         assert len(result.output[result.output.index("error:") :].strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ImportError, TypeError, SafetensorError])
+def test_what_the_user_can_put_right_is_one_line(error, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise error("first line\nsecond [line]")
+
+    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    result = _run("demo", "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert result.output.strip().splitlines()[-1] == "error: first line second [line]"
+    monkeypatch.setenv("HF_NEUROPLASTIC_DEBUG", "1")
+    assert isinstance(_run("demo", "--output", tmp_path / "o").exception, error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError])
+def test_anything_else_is_a_bug_and_shows_where(error, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise error("a bug")
+
+    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    result = _run("demo", "--output", tmp_path / "o")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, error)
+
+
+@pytest.mark.parametrize(("method", "tagged"), [("adamw", False), ("neuroplastic", True)])
+def test_the_model_card_tells_what_the_model_was_trained_with(method, tagged, tmp_path, corpus, model):
+    common = ("--model", model, "--data", corpus, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3)
+    assert _run("train", *common, "--method", method, "--output", tmp_path / "o").exit_code == 0
+    card = tmp_path / "o" / "model" / "README.md"
+    assert card.exists() == tagged
+    if tagged:
+        data = {"library_name": "transformers", "pipeline_tag": "audio-classification", "tags": ["hf-neuroplastic"]}
+        assert ModelCard.load(card).data.to_dict() == data
 
 
 def test_corrupt_files_may_be_skipped(tmp_path, corpus, model):
@@ -206,43 +242,3 @@ def test_the_feature_encoder_is_frozen_unless_asked_otherwise(frozen, tmp_path, 
         for folder in (model, tmp_path / "o" / "model")
     )
     assert torch.equal(before, after) == frozen
-
-
-def test_scores_are_higher_for_bona_fide():
-    scores = bona_fide_scores(np.array([[2.0, 0.0], [1.0, 0.5], [0.0, 1.0], [-1.0, 3.0]]))
-    assert equal_error_rate(scores, [0, 0, 1, 1])[0] == 0.0
-
-
-class _Energy(torch.nn.Module):
-    """A classifier of loudness: nothing in it is a feed-forward layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Linear(1, 2)
-
-    def forward(self, input_values, attention_mask=None, labels=None):
-        logits = self.head(input_values.square().mean(1, keepdim=True))
-        return SequenceClassifierOutput(loss=torch.nn.functional.cross_entropy(logits, labels), logits=logits)
-
-
-@pytest.mark.parametrize("method", ["adamw", "neuroplastic"])
-def test_models_without_sites_can_be_trained_without_dropin(method, corpus):
-    train, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "eval"))
-    settings, extractor = Settings(steps=1, batch_size=2), Wav2Vec2FeatureExtractor()
-    assert fine_tune(_Energy(), extractor, train, evaluation, method, settings).health == []
-    with pytest.raises(ValueError, match="no feed-forward layer"):
-        fine_tune(_Energy(), extractor, train, evaluation, f"{method}+dropin", settings)
-
-
-def test_unknown_methods_are_named(model):
-    with pytest.raises(ValueError, match=r"method must be one of adamw.*got 'sgd'"):
-        fine_tune(None, None, None, None, "sgd", Settings())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"steps": 0}, "steps.*0"), ({"batch_size": 0}, "batch_size.*0"), ({"learning_rate": -1.0}, "learning_rate.*-1")],
-)
-def test_settings_are_checked(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        Settings(**arguments)

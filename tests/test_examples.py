@@ -30,7 +30,11 @@ def test_trainer(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments])
     runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
     assert "EER" in capsys.readouterr().out
-    assert (tmp_path / "out" / "checkpoint-2" / "neuroplastic.json").is_file()
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    assert (checkpoint / "neuroplastic.json").is_file()
+    monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments[:-1], "3", "--resume", str(checkpoint)])
+    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()
 
 
 def test_continual_learning(tmp_path, monkeypatch, capsys):

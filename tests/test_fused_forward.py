@@ -8,10 +8,12 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import tiny_batch, tiny_model
 
 from hf_neuroplastic import DropIn, DropInConfig, unpatch
-from hf_neuroplastic.fused_forward import FusedForward
+from hf_neuroplastic.fused_forward import REPLACED, FusedForward
+from neuroplastic_kernels.moments import ABS_OUTPUT
 
 pytest.importorskip("triton")
 FUSED = ["wav2vec2", "hubert", "wavlm", "unispeech", "ast", "vit"]
@@ -80,7 +82,7 @@ def test_evaluation_and_unpatching_give_the_stock_forward_bit_for_bit():
     assert torch.equal(model.eval()(**batch).logits, stock(**batch).logits)
     dropin.unpatch()
     assert torch.equal(model.train()(**batch).logits, stock.train()(**batch).logits)
-    assert all("forward" not in vars(module) for module in model.modules())
+    assert not any(name in vars(module) for module in model.modules() for name in REPLACED)
 
 
 def test_other_hooks_on_the_parts_are_still_called():
@@ -102,7 +104,26 @@ def test_copies_and_pickles_work_on_their_own():
         container = next(m for m in twin.modules() if isinstance(vars(m).get("forward"), FusedForward))
         assert container.forward.site.container is container
         unpatch(twin)
-        assert all("forward" not in vars(module) for module in twin.modules())
+        assert not any(name in vars(module) for module in twin.modules() for name in REPLACED)
+
+
+def test_a_replica_computes_with_its_own_weights_and_is_watched():
+    """As torch.nn.DataParallel makes them: copies that share every hook and attribute, with weights elsewhere."""
+    _, dropin, *_ = _pass("wav2vec2", "fused")
+    layer, before = dropin.sites[0].container, dropin.statistics[0].moments.clone()
+    replica = layer._replicate_for_data_parallel()
+    for key, part in layer._modules.items():
+        replica._modules[key] = part._replicate_for_data_parallel()
+        for name, parameter in part._parameters.items():
+            setattr(replica._modules[key], name, parameter * 2.0)
+    x = torch.randn(1, 3, 16, device=DEVICE)
+    up, down = dropin.sites[0].up, dropin.sites[0].down
+    z = F.gelu(F.linear(x, 2.0 * up.weight, 2.0 * up.bias))
+    y = replica(x)
+    torch.testing.assert_close(y, F.linear(z, 2.0 * down.weight, 2.0 * down.bias))
+    y.sum().backward()
+    gained = dropin.statistics[0].moments - before
+    torch.testing.assert_close(gained[ABS_OUTPUT], z.detach().abs().sum((0, 1)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", ["layer", "split"])

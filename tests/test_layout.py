@@ -11,22 +11,24 @@ PACKAGE = ROOT / "hf_neuroplastic"
 KERNELS = ROOT / "kernels" / "torch-ext" / "neuroplastic_kernels"
 
 LEVELS = {
-    "schedules": -1,
+    "checks": -1, "schedules": -1,
     "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
     "sites": 1,
-    "statistics": 2,
-    "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3,
+    "statistics": 2, "frame_mask": 2,
+    "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3, "dropin_state": 3,
     "optimizer_options": 2, "optimizer_diagnostics": 3, "optimizer_storage": 3,
-    "fused_forward": 4, "surgery": 4, "resize": 4, "optimizer": 4,
-    "dropin": 5,
-    "checkpoint": 6,
-    "callback": 7,
-    "__init__": 8,
-    "finetuning": 9,
-    "figures": 10,
-    "demo": 11,
-    "cli": 12,
-    "__main__": 13,
+    "fused_forward": 4, "surgery": 4, "synaptic_scaling": 4, "resize": 4, "optimizer": 4,
+    "neuron_plasticity": 4, "planning": 4, "optimizer_checks": 4, "widths": 5,
+    "dropin": 6,
+    "checkpoint": 7,
+    "hub": 8,
+    "callback": 9,
+    "__init__": 10,
+    "finetuning": 11,
+    "figures": 12,
+    "demo": 13,
+    "cli": 14,
+    "__main__": 15,
 }  # fmt: skip
 
 

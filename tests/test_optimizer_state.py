@@ -9,6 +9,7 @@ from transformers import Adafactor
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.decisions import Action, Decision
 from hf_neuroplastic.optimizer_state import MAGNITUDES, state_slices, unwrap_optimizer
+from hf_neuroplastic.sites import Share
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
@@ -123,9 +124,9 @@ def test_state_that_cannot_be_reset_is_refused_before_anything_changes(state, wo
 
 def test_parameters_without_state_or_optimizer_have_no_slices():
     parameter = nn.Parameter(torch.zeros(3, 2))
-    assert state_slices(None, parameter, 0) == ()
-    assert state_slices(torch.optim.Adam([parameter]), parameter, 0) == ()
-    assert state_slices(torch.optim.Adam([parameter]), None, 0) == ()
+    assert state_slices(None, Share(parameter)) == ()
+    assert state_slices(torch.optim.Adam([parameter]), Share(parameter)) == ()
+    assert state_slices(torch.optim.Adam([parameter]), None) == ()
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "ast"])

@@ -18,7 +18,6 @@ from hf_neuroplastic import (
     load_side_files,
     reserve,
     save_side_files,
-    unpatch,
 )
 from hf_neuroplastic.decisions import Action, Decision
 from hf_neuroplastic.sites import find_sites, inert_slots
@@ -247,31 +246,6 @@ def test_errors_leave_the_model_as_it_was(act, error, words):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def _chain():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
-
-
-@pytest.mark.parametrize(
-    "act",
-    [
-        lambda m: reserve(m, 2),
-        lambda m: DropIn(m, DropInConfig.dropin(2)),
-        lambda m: DropIn(m, DropInConfig(freeze_existing=True)),
-        lambda m: DropIn(m).apply([Decision(Action.PRUNE, torch.arange(n) == 1) for n in (8, 6)]),
-    ],
-)
-def test_sites_that_share_a_linear_can_only_have_neurons_replaced(act):
-    model = _chain()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="belongs to another site as well"):
-        act(model)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    unpatch(model)
-    assert compact(model) == 0
-    DropIn(model).apply([Decision(Action.REPLACE, torch.arange(n) == 1) for n in (8, 6)])
-
-
 def test_the_innermost_configuration_that_holds_the_width_is_changed(tmp_path):
     class Wrapper(nn.Module):
         def __init__(self):
@@ -349,3 +323,16 @@ def test_eight_bit_state_is_refused_at_the_first_step():
     assert dropin.step_count == 0
     dropin.unpatch()
     DropIn(model, DropInConfig(stop=None, max_fraction=0.0)).step(optimizer)  # watching alone changes no state
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: reserve("model", 1), "model must be a torch.nn.Module, got str"),
+        (lambda: compact(None), "model must be a torch.nn.Module, got NoneType"),
+        (lambda: reserve(tiny_mlp(), 1, layers=1.5), "layers must be .*got 1.5"),
+    ],
+)
+def test_what_is_no_model_or_no_selection_is_named(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()

@@ -30,6 +30,8 @@ def test_the_largest_value_is_found_where_it_lasts_for_one_step_only():
     [
         (lambda: OneOff(1.5, 0, 1), r"at .*\[0, 1\], got 1.5"),
         (lambda: Cosine(0.5, 0.5, 0, 1), "start must lie before end"),
+        (lambda: Constant(math.inf), r"value must lie in \(-inf, inf\), got inf"),
+        (lambda: OneOff(0.0, math.nan, 1), "before must lie in .*, got nan"),
         (lambda: schedule_from_dict({"schedule": "Linear"}), "one of Constant, OneOff, Cosine, Sum, got 'Linear'"),
     ],
 )
@@ -38,3 +40,17 @@ def test_errors(make, words):
         make()
     with pytest.raises(TypeError, match="no schedule by itself"):
         Schedule()(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Constant("3"), "value must be a number, got '3'"),
+        (lambda: OneOff(0.0, 0, None), "after must be a number, got None"),
+        (lambda: Cosine(0.0, 1.0, "0", 1), "before must be a number, got '0'"),
+        (lambda: OneOff(0.0, 0, 1) + 3, "second must be a Schedule, such as Constant, .*got 3"),
+    ],
+)
+def test_errors_of_type(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()

@@ -1,9 +1,18 @@
+import importlib
+import json
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
-from tiny import FAMILIES, tiny_mlp, tiny_model
+from kinds import KINDS, Recurrent
+from tiny import FAMILIES, GATED, tiny_mlp, tiny_model
 from torch import nn
 
-from hf_neuroplastic.sites import find_sites, select_sites
+from hf_neuroplastic import DropInConfig, reserve
+from hf_neuroplastic.sites import ARCHITECTURES, find_sites, select_sites
+
+(GATED_ROW,) = [row for row in ARCHITECTURES if row.gate]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,3 +129,77 @@ def test_middle_linear_may_be_down_of_one_site_and_up_of_the_next():
     assert first.down is second.up
     assert isinstance(first.down.weight, torch.nn.Parameter)
     assert tiny_mlp()[0].out_features == find_sites(tiny_mlp())[0].width
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_gated_layers_are_found_and_watched_before_their_last_projection(family):
+    model = tiny_model(family)
+    sites = find_sites(model)
+    assert len(sites) == 2
+    for site in sites:
+        assert site.width == 24
+        assert (site.watched, site.watch, site.neuron_dim) == (site.down, "input", -1)
+        assert site.configs == (model.config,)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "cohere", "granite", "helium"],
+)
+def test_what_the_table_calls_gated_is(family):
+    """The class computes down(activation(gate(x)) * up(x)) and no more."""
+    modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    (name,) = [name for name in vars(modeling) if re.fullmatch(GATED_ROW.container, name)]
+    settings = {"hidden_size": 8, "intermediate_size": 12, "mlp_bias": False, "attention_bias": False}
+    config = SimpleNamespace(**settings, hidden_act="silu", hidden_activation="silu")
+    mlp, x = getattr(modeling, name)(config), torch.randn(3, 8)
+    (site,) = find_sites(mlp)
+    assert torch.equal(mlp(x), site.down(site.activation(site.gate(x)) * site.up(x)))
+
+
+def test_convolutions_are_found_with_their_normalisation():
+    model = nn.Sequential(
+        nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout1d(0.1), nn.Conv1d(6, 5, 3), nn.GELU(), nn.Conv1d(5, 4, 1),
+        nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(4, 4, 1),
+    )  # fmt: skip
+    first, second = find_sites(model)
+    assert (first.name, first.width, first.norm, first.next_norm) == ("0", 6, model[1], None)
+    assert (second.name, second.width, second.norm, second.next_norm) == ("4", 5, None, model[7])
+    assert (first.watched, first.watch, first.neuron_dim) == (model[2], "output", 1)
+    assert second.follows
+    assert not first.follows
+    reserve(model, 2, layers=[0])
+    assert [model[0].out_channels, model[1].num_features, model[4].in_channels, model[4].out_channels] == [8, 8, 8, 5]
+
+
+def test_convolutions_that_cannot_follow_each_other_are_no_site():
+    conv = nn.Conv1d(2, 6, 3)
+    assert not find_sites(nn.Sequential(conv, nn.ReLU(), nn.Conv1d(4, 2, 1)))
+    assert not find_sites(nn.Sequential(conv, nn.ReLU(), nn.Conv2d(6, 2, 1)))
+    assert not find_sites(nn.Sequential(conv, nn.BatchNorm1d(5), nn.ReLU(), nn.Conv1d(6, 2, 1)))
+    assert not find_sites(nn.Sequential(conv, nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv1d(6, 2, 1)))
+
+
+@pytest.mark.parametrize(("layer", "per_block"), [("basic", ["layer.0"]), ("bottleneck", ["layer.0", "layer.1"])])
+def test_the_blocks_of_a_resnet_hold_sites(layer, per_block):
+    model = KINDS[f"resnet_{layer}"].build()
+    expected = [f"resnet.encoder.stages.{stage}.layers.0.{name}" for stage in (0, 1) for name in per_block]
+    assert [site.name for site in find_sites(model)] == expected
+
+
+def test_the_named_grus_survive_json():
+    config = DropInConfig(recurrent={"encoder.gru": "head"})
+    assert DropInConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_gru_is_a_site_where_the_user_says_so():
+    model = Recurrent()
+    (site,) = select_sites(model, None, {"gru": "head"})
+    assert (site.name, site.width, site.inputs) == ("gru", 7, 7)
+    assert (site.watched, site.watch, site.neuron_dim) == (model.gru, "output", -1)
+    assert {id(weight) for weight in site.weights} == {
+        id(weight) for weight in (model.gru.weight_ih_l1, model.gru.weight_hh_l1, model.head.weight)
+    }
+    model.gru.weight_hh_l1.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        select_sites(model, "gru", {"gru": "head"})

@@ -10,8 +10,14 @@ from transformers import (
     BertLMHeadModel,
     Data2VecAudioConfig,
     Data2VecAudioForSequenceClassification,
+    GemmaConfig,
+    GemmaForSequenceClassification,
     HubertConfig,
     HubertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     SEWConfig,
@@ -55,6 +61,12 @@ PATCHES = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 FAMILIES = (*SPEECH_MODELS, "ast", "vit")
+GATED_MODELS = {
+    "llama": (LlamaConfig, LlamaForSequenceClassification),
+    "gemma": (GemmaConfig, GemmaForSequenceClassification),
+    "qwen3": (Qwen3Config, Qwen3ForSequenceClassification),
+}
+GATED = tuple(GATED_MODELS)
 MORE_FAMILIES = (*MORE_SPEECH_MODELS, "wav2vec2_bert", "whisper", "bert", "roberta")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -101,6 +113,10 @@ def tiny_model(family: str, **changes) -> nn.Module:
             "dropout": 0.0,
         }  # fmt: skip
         model = WhisperForConditionalGeneration(WhisperConfig(**{**settings, **changes}))
+    elif family in GATED_MODELS:
+        config_class, model_class = GATED_MODELS[family]
+        settings = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 30, "max_position_embeddings": 20}
+        model = model_class(config_class(**{**settings, "pad_token_id": 0, "num_labels": 2, **changes}))
     elif family in ("bert", "roberta"):
         config_class, model_class = (
             (BertConfig, BertForSequenceClassification)
@@ -133,7 +149,7 @@ def tiny_batch(family: str, size: int = 4, *, padded: bool = False, seed: int = 
         return {"input_features": features, "labels": torch.randint(3, 20, (size, 6), generator=generator)}
     if family == "wav2vec2_bert":
         return {"input_features": torch.randn(size, 20, 8, generator=generator), "labels": labels}
-    if family in ("bert", "roberta"):
+    if family in ("bert", "roberta", *GATED):
         return {"input_ids": torch.randint(3, 30, (size, 7), generator=generator), "labels": labels}
     length = 800
     batch = {"input_values": torch.randn(size, length, generator=generator), "labels": labels}

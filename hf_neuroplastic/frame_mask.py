@@ -1,0 +1,126 @@
+"""Which tokens of a site are no padding: the attention masks that the modules around it are given."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+class FrameMask:
+    """A forward pre-hook (with keyword arguments) that keeps the `attention_mask` of a module's running forward pass.
+
+    The replicas of DataParallel, one per device, run at the same time, and each has its own.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        names = list(_parameters(module))
+        self._position = names.index("attention_mask") if "attention_mask" in names else len(names)
+        self._given: dict[torch.device, Tensor] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        if mask is None and self._position < len(args):
+            mask = args[self._position]
+        given = self._given if getattr(module, "_is_replica", False) else {}
+        if isinstance(mask, Tensor):
+            given[mask.device] = mask
+        self._given = given
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """The mask, on `device`: the one that was given there if there are several."""
+        if device in self._given:
+            return self._given[device]
+        return next((mask.to(device) for mask in self._given.values()), None)
+
+
+class FrameMasks:
+    """What the modules around one site say about its tokens, innermost first.
+
+    Args:
+        masks: theirs.
+        resampled: whether tokens may be fewer than a mask says, as where the front end of a speech model shortens its input.
+    """
+
+    def __init__(self, masks: Sequence[FrameMask], resampled: bool) -> None:
+        self._masks, self._resampled, self._warned = masks, resampled, False
+
+    def at(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
+        """[batch, frames] bool for tokens of this shape, True where one counts, or None if every token does."""
+        batch, frames = shape
+        given = [mask for mask in (known.on(device) for known in self._masks) if mask is not None]
+        for mask in given:
+            if mask.shape == (batch, frames):
+                return mask.bool()
+        for mask in given:
+            if self._resampled and mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= frames > 0:
+                return _at_rate(frames, mask)
+        if given and not self._warned and not torch.compiler.is_compiling():
+            logger.warning(
+                "attention_mask of shape %s cannot be related to %d frames of %d samples: padded frames are counted",
+                tuple(given[-1].shape), frames, batch,
+            )  # fmt: skip
+            self._warned = True
+        return None
+
+
+def frame_masks(model: nn.Module, names: Sequence[str]) -> tuple[list[FrameMasks], list[tuple[nn.Module, FrameMask]]]:
+    """What tells the tokens of the sites at the paths `names`, and the hooks it needs: which module takes which.
+
+    The mask of the user's batch seldom reaches a feed-forward layer as it was; a speech model, for one, turns it from samples
+    into frames. So a site listens to its whole model of transformers, and to the parts of that down to its stack of layers.
+    The layers themselves are given masks in the form that attention wants.
+    """
+    hooks: dict[nn.Module, FrameMask] = {}
+    chains = []
+    for name in names:
+        modules = list(_around(model, name))
+        takers = [module for module in reversed(modules) if _takes_mask(module)]
+        for module in takers:
+            hooks.setdefault(module, FrameMask(module))
+        resampled = any(hasattr(module, "_get_feat_extract_output_lengths") for module in modules)
+        chains.append(FrameMasks([hooks[module] for module in takers], resampled))
+    return chains, list(hooks.items())
+
+
+def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The modules whose tokens are those of the site at `name`, outermost first."""
+    path = [model]
+    for part in name.split(".") if name else []:
+        path.append(getattr(path[-1], part))
+        if isinstance(path[-1], nn.ModuleList):
+            path.pop()
+            break
+    start = max((depth for depth, module in enumerate(path) if _is_whole(module)), default=0)
+    for depth in range(start - 1, -1, -1):  # the encoder's mask may stop at the model around it
+        around: Any = path[depth]
+        if _is_whole(around) and around.get_encoder() is path[start]:
+            start = depth
+    yield from path[start:]
+
+
+def _is_whole(module: nn.Module) -> bool:
+    return hasattr(module, "main_input_name") and hasattr(module, "get_encoder")
+
+
+def _takes_mask(module: nn.Module) -> bool:
+    parameters = _parameters(module).values()
+    return any(p.name == "attention_mask" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(type(module).forward).parameters)
+    parameters.pop("self", None)
+    return parameters
+
+
+def _at_rate(frames: int, mask: Tensor) -> Tensor:
+    """A mask [batch, T] at the rate of [batch, frames]: each token stands for as many places of the mask as fit."""
+    lengths = mask.sum(1) // (mask.shape[1] // frames)
+    return torch.arange(frames, device=mask.device) < lengths.unsqueeze(1)

@@ -1,0 +1,22 @@
+"""What a hidden neuron is, and where a model has them."""
+
+from .feed_forward import ARCHITECTURES
+from .requirements import require_abilities, require_ability, require_whole, require_whole_site
+from .search import find_sites, select_sites
+from .site import Fold, Rows, Share, Site, inert_slots, silences
+
+__all__ = [
+    "ARCHITECTURES",
+    "Fold",
+    "Rows",
+    "Share",
+    "Site",
+    "find_sites",
+    "inert_slots",
+    "require_abilities",
+    "require_ability",
+    "require_whole",
+    "require_whole_site",
+    "select_sites",
+    "silences",
+]

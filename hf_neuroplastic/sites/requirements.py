@@ -1,0 +1,124 @@
+"""What a layer must be for DropIn to operate on it, and what cannot be asked of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import DropInConfig
+from .site import Ability, Site
+
+
+def checked_linears(name: str, up: Any, activation: Any, down: Any, gate: Any = None) -> None:
+    """Raises TypeError or ValueError unless these can be the parts of a feed-forward site."""
+    for role, part in (("up", up), ("down", down), ("gate", gate)):
+        if role != "gate" or part is not None:
+            require_kind(name, f"{role} projection", part, (nn.Linear,))
+            require_whole(name, part)
+    if not isinstance(activation, nn.Module):
+        raise TypeError(
+            f"the activation of {name!r} must be a torch.nn.Module, got {activation!r}; name it in config.hidden_act"
+        )
+    for part in (up, gate):
+        if part is not None and part.out_features != down.in_features:
+            raise ValueError(f"{name!r}: up gives {part.out_features} neurons but down takes {down.in_features}")
+
+
+def require_kind(name: str, role: str, part: Any, kinds: tuple[type, ...]) -> None:
+    """Raises TypeError unless `part` is of one of the classes themselves."""
+    if type(part) not in kinds:
+        allowed = " or ".join(f"torch.nn.{kind.__name__}" for kind in kinds)
+        raise TypeError(
+            f"the {role} of {name!r} must be a plain {allowed}, got {type(part).__module__}.{type(part).__name__}; apply "
+            f"DropIn before adapters or quantisation, or to a model without them"
+        )
+
+
+def require_whole_site(site: Site) -> None:
+    """Refuses a site one of whose weights is no plain Parameter of its whole shape.
+
+    Raises:
+        TypeError: the weight is sharded (FSDP, ZeRO-3), or recomputed from other parameters (weight_norm, parametrizations).
+    """
+    for layer in site.layers:
+        require_whole(site.name, layer)
+
+
+def require_whole(name: str, layer: nn.Module) -> None:
+    """`require_whole_site` for one layer."""
+    for weight, shape in _weights(layer):
+        if hasattr(weight, "device_mesh") or weight.shape != shape:
+            raise TypeError(
+                f"a weight of {name!r} is sharded (FSDP or ZeRO-3), and DropIn needs whole neurons; train data-parallel (DDP), "
+                f"or without DropIn"
+            )
+        if not isinstance(weight, nn.Parameter):
+            raise TypeError(
+                f"a weight of {name!r} is recomputed from other parameters (weight_norm, spectral_norm, pruning), so a change "
+                f"to it would be lost; remove that before DropIn"
+            )
+
+
+def _weights(layer: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """The weights of a layer and the shapes they should have."""
+    if isinstance(layer, nn.Linear):
+        yield layer.weight, (layer.out_features, layer.in_features)
+    elif isinstance(layer, nn.GRU):
+        last = layer.num_layers - 1
+        gates, inputs = 3 * layer.hidden_size, layer.hidden_size if last else layer.input_size
+        yield getattr(layer, f"weight_ih_l{last}"), (gates, inputs)
+        yield getattr(layer, f"weight_hh_l{last}"), (gates, layer.hidden_size)
+    else:
+        yield layer.weight, (layer.out_channels, layer.in_channels, *layer.kernel_size)
+
+
+def require_ability(site: Site, ability: Ability, purpose: str) -> None:
+    """Raises ValueError if the neurons of `site` cannot `ability`; the message says which site cannot serve which purpose."""
+    reason = site.refusal(ability)
+    if reason is not None:
+        raise ValueError(f"site {site.name!r} {purpose}: {reason}")
+
+
+def require_abilities(sites: Sequence[Site], config: DropInConfig) -> None:
+    """Refuses a configuration that asks of `sites` what they cannot do, before anything is changed.
+
+    Raises:
+        ValueError: naming the setting, the site, the reason and the fix.
+    """
+    widths = config.active_neurons is not None or config.active_share is not None
+    wanted: list[tuple[bool, Ability, str, str]] = [
+        (config.init == "split", "be split", "init='split'", "use another init"),
+        (config.synaptic_lr > 0, "be scaled", f"synaptic_lr={config.synaptic_lr}", "set synaptic_lr=0"),
+        (config.freeze_existing, "be parted", "freeze_existing=True", "set freeze_existing=False"),
+        (config.scales_steps, "be parted", "young_plasticity or old_plasticity", "leave both at 1"),
+        (widths, "be silenced", "a schedule of active neurons", "leave active_neurons and active_share at None"),
+    ]
+    for asked, ability, setting, fix in wanted:
+        for site in sites:
+            reason = site.refusal(ability) if asked else None
+            if reason is not None:
+                raise ValueError(
+                    f"{setting} is not possible for site {site.name!r}: {reason}; {fix}, or select other sites with `layers`"
+                )
+
+
+def refuse_sharing(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Raises ValueError if two places of `model` share a weight of a site, or two sites share what is watched."""
+    holders: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(parameter_name)
+    watched = Counter(id(site.watched) for site in sites)
+    for site in sites:
+        for parameter in (*(share.tensor for share in site.shares), site.down.bias):
+            if parameter is not None and len(holders.get(id(parameter), [])) > 1:
+                raise ValueError(
+                    f"site {site.name!r} shares a weight ({', '.join(holders[id(parameter)])}): replacing a neuron in one "
+                    f"place would change the other; untie the weights first"
+                )
+        if watched[id(site.watched)] > 1:
+            raise ValueError(
+                f"site {site.name!r} shares its activation module with another site; give each its own instance"
+            )
