@@ -85,11 +85,21 @@ def resume_dropin(
     Raises:
         SideFileError: a file is missing, truncated or altered, or of another model; the model is unchanged then.
     """
-    index, state = _read_state(Path(folder))
+    folder = Path(folder)
+    index, state = _read_state(folder)
+    if config is None:
+        config = _saved_config(index, folder)
     with _naming(folder):
-        if config is None:
-            config = DropInConfig.from_dict(index["config"])
         return DropIn(model, config, total_steps=total_steps, state=state)
+
+
+def _saved_config(index: dict[str, Any], folder: Path) -> DropInConfig:
+    try:
+        return DropInConfig.from_dict(index["config"])
+    except (TypeError, ValueError) as error:
+        raise SideFileError(
+            f"the configuration in {folder / INDEX_FILE} cannot be used: {error}; pass config=DropInConfig(...) of the run"
+        ) from None
 
 
 def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

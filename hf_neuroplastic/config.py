@@ -33,8 +33,9 @@ class DropInConfig:
     Args:
         layers: which feed-forward layers to patch: None for all, or layer indices, exact names, or regular expressions
             (matched anywhere in a site's name), alone or in a sequence.
-        recurrent: torch.nn.GRUs to take in as layers, {path of the GRU: path of the torch.nn.Linear that takes its output}:
-            modules do not show where an output goes. The units of a GRU's last layer can be replaced, not grown or pruned.
+        recurrent: torch.nn.GRUs to take in as layers, {path of the GRU: path of the torch.nn.Linear that takes its output, or
+            its last state}: modules do not show where an output goes. The units of a GRU's last layer can be replaced, not
+            grown or pruned.
         criterion: how a neuron's usefulness is scored; the lowest scores go first.
             "contribution" mean|z| * mean|dz| (DropIn); "dormant" mean|z| (ReDo, arXiv 2302.12902); "gradient" mean|dz|
             (GraMa, arXiv 2505.24061); "utility" mean|z| * sum|w_out| (continual backprop, Nature 2024); "random" (a control).

@@ -114,7 +114,7 @@ def test_neurons_and_weights_must_come_from_one_checkpoint(tmp_path):
 
 
 def test_resume_from_must_be_a_folder():
-    with pytest.raises(TypeError, match="resume_from must be .*got 3"):
+    with pytest.raises(TypeError, match=r"resume_from must be .*got 3"):
         DropInCallback(BUSY, resume_from=3)
 
 

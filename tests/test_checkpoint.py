@@ -141,3 +141,13 @@ def test_the_last_whole_checkpoint_is_found(tmp_path):
     (tmp_path / "checkpoint-100" / INDEX_FILE).unlink()
     (tmp_path / "checkpoint-20" / TENSOR_FILE).write_bytes(b"")
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+
+
+@pytest.mark.parametrize("config", [{"interval": "x"}, {"interval": 0}, {"no such field": 1}])
+def test_a_saved_configuration_that_cannot_be_used_is_named(tmp_path, config):
+    save_side_files(_watched(), tmp_path)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    (tmp_path / INDEX_FILE).write_text(json.dumps({**index, "config": config}))
+    with pytest.raises(SideFileError, match=rf"configuration.*{INDEX_FILE}.*config=DropInConfig"):
+        resume_dropin(tiny_model("ast"), tmp_path)
+    resume_dropin(tiny_model("ast"), tmp_path, DropInConfig())

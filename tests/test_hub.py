@@ -80,3 +80,8 @@ def test_trainer_pushes_the_tag_where_it_is_true(tmp_path, config, optimizer, ta
     assert made.model.model_tags is None  # not before training
     made.train()
     assert (made.model.model_tags or []) == [TAG] * tagged
+
+
+def test_one_tag_may_be_given_as_a_string(tmp_path):
+    save_for_hub(tiny_model("ast"), tmp_path, metadata={"tags": "audio"})
+    assert ModelCard.load(tmp_path / "README.md").data.tags == ["audio", TAG]

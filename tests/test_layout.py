@@ -11,7 +11,7 @@ PACKAGE = ROOT / "hf_neuroplastic"
 KERNELS = ROOT / "kernels" / "torch-ext" / "neuroplastic_kernels"
 
 LEVELS = {
-    "checks": -1, "schedules": -1,
+    "checks": -2, "schedules": -1,
     "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
     "sites": 1,
     "statistics": 2, "frame_mask": 2,

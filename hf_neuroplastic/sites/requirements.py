@@ -32,8 +32,8 @@ def require_kind(name: str, role: str, part: Any, kinds: tuple[type, ...]) -> No
     if type(part) not in kinds:
         allowed = " or ".join(f"torch.nn.{kind.__name__}" for kind in kinds)
         raise TypeError(
-            f"the {role} of {name!r} must be a plain {allowed}, got {type(part).__module__}.{type(part).__name__}; apply "
-            f"DropIn before adapters or quantisation, or to a model without them"
+            f"the {role} of {name!r} must be a plain {allowed}, got {type(part).__module__}.{type(part).__name__}; use "
+            f"DropIn on a model without adapters and quantisation, and unpatch() it before they are added"
         )
 
 
