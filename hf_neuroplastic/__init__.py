@@ -4,6 +4,7 @@ from .callback import DropInCallback
 from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, resume_dropin, save_side_files
 from .config import DropInConfig
 from .dropin import DropIn, unpatch
+from .growth import grow
 from .hub import save_for_hub
 from .optimizer import NeuroPlastic
 from .resize import compact, reserve
@@ -22,6 +23,7 @@ __all__ = [
     "SideFileError",
     "accept_saved_keys",
     "compact",
+    "grow",
     "last_whole_checkpoint",
     "load_side_files",
     "reserve",

@@ -18,7 +18,7 @@ LEVELS = {
     "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3, "dropin_state": 3,
     "optimizer_options": 2, "optimizer_diagnostics": 3, "optimizer_storage": 3,
     "fused_forward": 4, "surgery": 4, "synaptic_scaling": 4, "resize": 4, "optimizer": 4,
-    "neuron_plasticity": 4, "planning": 4, "optimizer_checks": 4, "widths": 5,
+    "neuron_plasticity": 4, "planning": 4, "optimizer_checks": 4, "widths": 5, "growth": 5,
     "dropin": 6,
     "checkpoint": 7,
     "hub": 8,
