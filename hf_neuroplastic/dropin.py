@@ -86,7 +86,7 @@ class DropIn:
             known.active &= ~inert_slots(site)
         self.step_count, self.events = 0, 0
         self._workspace: dict[Any, Any] = {}  # what fused operations keep between calls
-        self.replaced = [torch.zeros((), dtype=torch.int64) for _ in self.sites]
+        self.replaced = [torch.zeros((), dtype=torch.int64, device=self._all.weight.device) for _ in self.sites]
         self._factors = StepFactors(self.sites, self._all, self.config)
         self.observers: list[Observer]
         self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
@@ -253,7 +253,8 @@ class DropIn:
         self.events += 1
         if decisions[0].action is Action.REPLACE:
             self.replaced = [
-                count.to(mask.device) + mask.sum() for count, mask in zip(self.replaced, changed, strict=True)
+                count.to(mask.device, non_blocking=True) + mask.sum()
+                for count, mask in zip(self.replaced, changed, strict=True)
             ]
 
 

@@ -1,6 +1,6 @@
 """Compile the fused step's kernels for CUDA devices that need not be there. Run as a script, without TRITON_INTERPRET.
 
-Prints one line per kernel and kind of tensor: its name, the kind, and how many loads move 16 bytes at once.
+Prints one line per kernel and kind of tensor: its name, the kind, and how many loads move 8 or 16 bytes at once.
 """
 
 import re
@@ -63,7 +63,7 @@ def main() -> None:
                 kernel, capability, kind, fields=table, owners=table, partials=partials, sums=partials, chunks=3,
                 start_chunk=0, rule=rule, seed=1,
             )  # fmt: skip
-            print(kernel.__name__, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v4", ptx)))
+            print(kernel.__name__, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v[24]", ptx)))
 
 
 if __name__ == "__main__":

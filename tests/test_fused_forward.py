@@ -170,6 +170,8 @@ def test_a_normal_step_never_waits_for_the_device(family):
         loss = model(**batch).loss
         loss.backward()
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step compiles
-        dropin.step()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            dropin.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert all(int(count) > 0 for count in dropin.replaced)

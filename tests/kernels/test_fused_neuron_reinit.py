@@ -1,10 +1,5 @@
 """The fused rebirth is the reference: the same random bits, the same values, and nothing else touched."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from neuron_cases import (
@@ -232,17 +227,6 @@ def test_autograd_learns_what_was_written(device):
     neuron_reinit([site], backend="fused")
     after = weight._version, *(tensor._version for tensor in site.written())
     assert all(new > old for old, new in zip(before, after, strict=True))
-
-
-def test_the_kernels_of_the_neurons_compile_for_cuda_devices(tmp_path):
-    """With Triton's real compiler, which needs no device; the interpreter accepts more than it does."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).parent.parent / "neuron_compilation.py"
-    done = subprocess.run(
-        [sys.executable, script], env={**environment, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
 
 
 @pytest.mark.gpu

@@ -20,9 +20,9 @@ def reads(monkeypatch):
     """Whether each step so far has read the traces."""
     flags, launch = [], fused_module.launch
 
-    def spied(kernel, plan, rule, *arguments, **constants):
-        flags.extend(constants[name] for name in ("READ_TRACES",) if name in constants)
-        launch(kernel, plan, rule, *arguments, **constants)
+    def spied(kernel, plan, rule, types, *arguments):
+        flags.extend(arguments if kernel is fused_module.signals_kernel else ())
+        launch(kernel, plan, rule, types, *arguments)
 
     monkeypatch.setattr(fused_module, "launch", spied)
     return flags

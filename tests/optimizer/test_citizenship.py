@@ -286,8 +286,15 @@ def test_complex_and_integer_parameters_are_refused_and_the_group_with_them():
     assert len(optimizer.param_groups) == 1
 
 
-def test_sparse_gradients_are_refused():
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_sparse_gradients_are_refused(max_grad_norm):
     embedding = torch.nn.Embedding(4, 2, sparse=True)
+    optimizer = NeuroPlastic(embedding.parameters(), max_grad_norm=max_grad_norm)
+    embedding.weight.grad = torch.ones(4, 2)
+    optimizer.step()
+    before = embedding.weight.clone()
+    embedding.weight.grad = None
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"sparse_coo gradients, got one of shape \(4, 2\); use dense"):
-        NeuroPlastic(embedding.parameters()).step()
+        optimizer.step()
+    assert torch.equal(embedding.weight, before)

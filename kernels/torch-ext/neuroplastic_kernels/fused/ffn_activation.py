@@ -24,8 +24,8 @@ except ImportError:
         return f"hf_neuroplastic::{name}"
 
 
-FORWARD_TILE = {"BLOCK_T": 16, "BLOCK_N": 256, "num_warps": 4}
-BACKWARD_TILE = {"BLOCK_T": 8, "BLOCK_N": 128, "num_warps": 4}
+FORWARD_TILE = {"BLOCK_T": 8, "BLOCK_N": 256, "num_warps": 4}
+BACKWARD_TILE = {"BLOCK_T": 4, "BLOCK_N": 128, "num_warps": 4}
 SUM_TILE = {"BLOCK_S": 32, "BLOCK_N": 64, "num_warps": 4}
 BACKWARD_PROGRAMS = 1024  # several per multiprocessor, yet few enough that the partial sums stay small beside h
 SEEDS = 2**62

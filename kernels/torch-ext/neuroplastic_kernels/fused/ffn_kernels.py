@@ -16,6 +16,7 @@ NORMAL_PEAK = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
 TANH_SCALE = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi))
 TANH_CUBIC = tl.constexpr(0.044715)
 QUICK_SCALE = tl.constexpr(1.702)
+LENGTHS = ("tokens", "tiles", "splits")  # differ from batch to batch, which is no reason to compile anew
 # Rows of a moments tensor, as kernels must have them.
 _ABS_OUTPUT, _ABS_OUTPUT_GRADIENT = tl.constexpr(ABS_OUTPUT), tl.constexpr(ABS_OUTPUT_GRADIENT)
 _ABS_PRODUCT, _OUTPUT = tl.constexpr(ABS_PRODUCT), tl.constexpr(OUTPUT)
@@ -54,7 +55,7 @@ def _activation(x, NAME: tl.constexpr):
     return z, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     h,  # [tokens, width]
     bias,  # [width] or None
@@ -82,7 +83,7 @@ def forward_kernel(
     tl.store(z + place, y.to(z.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     dy,  # [tokens, width] gradient of the output
     h,  # [tokens, width]
@@ -157,7 +158,7 @@ def backward_kernel(
         tl.store(out, tl.sum(sum_dh, 0), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def sum_kernel(
     partials,  # [splits, rows, width] float32
     sums,  # [rows, width] float32

@@ -20,7 +20,9 @@ class Geometry(NamedTuple):
     warps: int
 
 
-DEVICE = Geometry(block=1024, chunk=16384, warps=4)
+DEVICE = Geometry(
+    block=512, chunk=16384, warps=4
+)  # 1024 would take 127 registers and more, and leave room for few warps
 INTERPRETER = Geometry(block=16384, chunk=16384, warps=4)  # its time goes by operations, not by elements
 
 

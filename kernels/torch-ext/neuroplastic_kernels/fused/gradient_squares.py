@@ -15,9 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..native.tensor_places import tensor_places
+from ..reference.plasticity_lists import check_dense
 from ..reference.plasticity_options import gradient_squares as gradient_squares_reference
 from .chunk_access import field_pointer, load, locate
 from .geometry import DTYPES, geometry, is_captured, is_readable
+from .launching import relaunch
 from .pointer_tables import GRAD, VECTOR, ChunkTable
 
 _GRAD = tl.constexpr(GRAD)
@@ -66,9 +69,11 @@ class Table(ChunkTable):
         """`total` of the gradients as they are now."""
         shape = geometry()
         for kind, start, chunks in self.buckets:
-            squares_kernel[(chunks,)](
-                self.fields, self.owners, self.sums, start, GRAD=DTYPES[kind.grad], ALIGNED=kind.aligned,
-                CHUNK=shape.chunk, BLOCK=shape.block, num_warps=shape.warps,
+            relaunch(
+                self.compiled, start, squares_kernel, chunks,
+                self.fields, self.owners, self.sums, start,
+                DTYPES[kind.grad], kind.aligned, shape.chunk, shape.block,
+                num_warps=shape.warps,
             )  # fmt: skip
         return torch.sum(self.sums, 0, out=self.total)
 
@@ -80,10 +85,12 @@ class Prepared:
     key: list[Any]
     tables: list[Table]
     others: list[int]
+    places: Any = None  # of the gradients that the tables point at
 
 
 @torch.inference_mode(False)  # as in `fused.plasticity_step`
 def prepare(key: list[Any], grads: Sequence[Tensor]) -> Prepared:
+    check_dense(grads)
     devices: dict[torch.device, list[int]] = {}
     for index, grad in enumerate(grads):
         if is_readable(grad):
@@ -95,9 +102,10 @@ def prepare(key: list[Any], grads: Sequence[Tensor]) -> Prepared:
 
 def refreshed(workspace: dict[Any, Any], grads: Sequence[Tensor]) -> Prepared:
     """What was prepared for gradients like these, or new, its tables pointing at them. As in `fused.plasticity_step`."""
+    places, capturing, held = tensor_places([*grads]), is_captured(grads[0]), workspace.get("squares")
+    if held is not None and held.places == places and not capturing:
+        return held
     key = [*map(Tensor.numel, grads), *map(attrgetter("dtype"), grads), *map(attrgetter("device"), grads)]
-    capturing = is_captured(grads[0])
-    held = workspace.get("squares")
     if held is None or capturing or held.key != key or not all(t.take_gradients(grads) for t in held.tables):
         held = prepare(key, grads)
         for table in held.tables:
@@ -106,6 +114,7 @@ def refreshed(workspace: dict[Any, Any], grads: Sequence[Tensor]) -> Prepared:
             workspace.setdefault("captured squares", []).append(held)
         else:
             workspace["squares"] = held
+    held.places = places
     return held
 
 

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..native.tensor_places import tensor_places
 from ..neurons import Init, NeuronTensors
 from ..reference.neuron_reinit import check_split
 from .neuron_kernels import COLUMN_LANES, ROW_LANES, reinit_kernel
@@ -71,7 +72,7 @@ def _prepared(
     sites: Sequence[NeuronTensors], device: torch.device, init: Init, silence: bool, workspace: dict[Any, Any]
 ) -> Prepared:
     """What `workspace` holds for these sites, or new."""
-    key, layout = ("neuron_reinit", device, init, silence), tuple(map(_layout, sites))
+    key, layout = ("neuron_reinit", device, init, silence), _layout(sites)
     held = workspace.get(key)
     if held is not None and held.layout == layout:
         return held
@@ -86,15 +87,17 @@ def _prepared(
     return workspace[key]
 
 
-def _layout(tensors: NeuronTensors) -> tuple[Any, ...]:
-    """All that the table says of a site."""
-    weights = (*(part for up in tensors.ups for part in up), tensors.down_weight, tensors.down_bias)
-    states = tuple((*_place(state), dim, fill) for state, dim, fill in tensors.state)
-    return (tensors.site, tensors.mask.numel(), tensors.mean_output is None, *map(_place, weights), states)
-
-
-def _place(tensor: Tensor | None) -> tuple[Any, ...]:
-    return () if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+def _layout(sites: Sequence[NeuronTensors]) -> tuple[Any, ...]:
+    """All that the table says of the sites."""
+    held: list[Tensor | None] = []
+    for tensors in sites:
+        held += [*(part for up in tensors.ups for part in up), tensors.down_weight, tensors.down_bias]
+        held += [state for state, _, _ in tensors.state]
+    rest = (
+        (t.site, t.mask.numel(), t.mean_output is None, len(t.ups), [(dim, fill) for _, dim, fill in t.state])
+        for t in sites
+    )
+    return tensor_places(held), *rest
 
 
 def _blocks(item: Item) -> int:

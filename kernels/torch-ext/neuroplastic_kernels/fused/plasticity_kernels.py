@@ -11,6 +11,9 @@ The sum of a that signals_kernel needs is the one that update_kernel left a step
 wrote a in between, signals_kernel reads a as well (4 more) and adds it up in the same order. With 8-bit state it always does,
 u is not kept, update_kernel only sums, and apply_kernel computes everything again and writes it.
 
+update_kernel goes through the chunks backwards: it begins with those that the L2 cache still holds, and so does apply_kernel
+after it.
+
 Common arguments: fields int64 [tensors, FIELDS] and owners int64 [chunks] of a `pointer_tables.Plan`; partials float32
 [SUMS, chunks]; start_chunk, the launch's first chunk; rule, a `plasticity_formulas.Rule`.
 """
@@ -116,8 +119,8 @@ def _add_signals(sums, streams, blocks, offsets, mask, gain, rule):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def signals_kernel(
-    fields, owners, partials, chunks, start_chunk, rule,
-    PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr, READ_TRACES: tl.constexpr,
+    fields, owners, partials, chunks, start_chunk, rule, READ_TRACES: tl.constexpr,
+    PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each chunk's sums of |g| and r, and if asked for of a; the first chunk of a tensor counts its step."""
@@ -166,7 +169,7 @@ def update_kernel(
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The state's step and u; each chunk's sums of u^2, base^2 and the new a. 8-bit state is left to `apply_kernel`."""
-    chunk = start_chunk + tl.program_id(0)
+    chunk = start_chunk + tl.num_programs(0) - 1 - tl.program_id(0)
     row, numel, first, start, size = locate(fields, owners, chunk, CHUNK)
     if idle(row, rule):
         return
@@ -233,9 +236,9 @@ def _apply(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def apply_kernel(
-    fields, owners, partials, chunks, start_chunk, rule, seed,
+    fields, owners, partials, chunks, start_chunk, rule, seed, STOCHASTIC: tl.constexpr,
     PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
-    STOCHASTIC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The parameter's step; of 8-bit tensors the state's as well, of others the sums of a become those before the step."""
     chunk = start_chunk + tl.program_id(0)

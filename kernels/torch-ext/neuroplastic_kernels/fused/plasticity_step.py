@@ -13,8 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -22,28 +21,37 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..native.tensor_places import tensor_places
 from ..reference.plasticity_formulas import Hyperparameters, NeuronFactor
 from ..reference.plasticity_lists import check_lists
 from ..reference.plasticity_options import plasticity_step as plasticity_step_reference
 from ..reference.plasticity_step import is_flat
 from .geometry import DTYPES, geometry, is_captured, is_readable
 from .gradient_squares import gradient_squares as fused_gradient_squares
+from .launching import relaunch
 from .plasticity_formulas import Rule
 from .plasticity_kernels import SUMS, apply_kernel, signals_kernel, update_kernel
-from .pointer_tables import Plan, Streams
+from .pointer_tables import VECTOR, Plan, Streams
 
 
 @dataclass
 class Prepared:
     """What stays valid from step to step: which of the tensors are fused, by which plan, and which are not."""
 
-    key: list[Any]
+    key: Any
     plans: dict[torch.device, Plan]
     others: list[int]
+    gradients: Any = None  # the places of those that the plans point at
 
     def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
         """Let every plan point at these gradients; False where they do not suit a plan."""
-        return all(plan.take_gradients(grads) for plan in self.plans.values())
+        places = tensor_places([*grads])
+        if places != self.gradients:
+            self.gradients = None
+            if not all(plan.take_gradients(grads) for plan in self.plans.values()):
+                return False
+            self.gradients = places
+        return True
 
 
 def is_fusible(tensor: Streams) -> bool:
@@ -60,7 +68,7 @@ def is_fusible(tensor: Streams) -> bool:
 
 
 @torch.inference_mode(False)  # tables are written again, in whatever mode a later step is
-def prepare(key: list[Any], tensors: Sequence[Streams]) -> Prepared:
+def prepare(key: Any, tensors: Sequence[Streams]) -> Prepared:
     """Sort the tensors by device and plan each device's."""
     fused: dict[torch.device, list[int]] = {}
     others = []
@@ -77,14 +85,11 @@ def whereabouts(
     dense: Sequence[Sequence[Tensor]],
     scales: Sequence[Tensor | None] | None,
     factors: Sequence[NeuronFactor | None] | None,
-) -> list[Any]:
-    """What changes when a tensor of a list is replaced, moved, reshaped or converted. dense: the parameters first."""
-    key: list[Any] = [*map(attrgetter("shape"), dense[0]), *map(attrgetter("dtype"), dense[0])]
-    key += map(Tensor.data_ptr, chain.from_iterable(dense))
-    key += [0 if scale is None else scale.data_ptr() for scale in scales or ()]
-    for factor in factors or ():
-        key += (0,) if factor is None else (factor.values.data_ptr(), factor.values.numel(), factor.dim)
-    return key
+) -> Any:
+    """What changes when a tensor of a list is replaced, moved, reshaped or converted."""
+    values = [None if factor is None else factor.values for factor in factors or ()]
+    dims = [None if factor is None else factor.dim for factor in factors or ()]
+    return tensor_places([*chain.from_iterable(dense), *(scales or ()), *values]), dims
 
 
 def refreshed(
@@ -152,14 +157,22 @@ def kernel_rule(hyper: Hyperparameters, device: torch.device, clip: float | None
     )
 
 
-def launch(kernel: Any, plan: Plan, rule: Rule, *arguments: Any, **constants: Any) -> None:
-    """One launch per kind of tensor."""
+def argument_types(rule: Rule) -> tuple[Any, ...]:
+    """What of a rule decides which compiled kernel takes it; scalars on the device may lie anywhere in a tensor."""
+    scalars = [value for value in rule if isinstance(value, Tensor)]
+    places = [(scalar.dtype, scalar.data_ptr() % VECTOR) for scalar in scalars]
+    return rule.base.value, rule.signals.value, *map(type, rule), *places
+
+
+def launch(kernel: Any, plan: Plan, rule: Rule, types: tuple[Any, ...], *arguments: Any) -> None:
+    """One launch per kind of tensor. types: `argument_types` of the rule; arguments: further ones, which seldom change."""
     shape = geometry()
     for kind, start, chunks in plan.buckets:
-        kernel[(chunks,)](
-            plan.fields, plan.owners, plan.partials, plan.chunks, start, rule, *arguments, **constants,
-            PARAM=DTYPES[kind.param], GRAD=DTYPES[kind.grad], EIGHT_BIT=kind.eight_bit, ALIGNED=kind.aligned,
-            CHUNK=shape.chunk, BLOCK=shape.block, num_warps=shape.warps,
+        relaunch(
+            plan.compiled, (kernel.__name__, start, types, arguments), kernel, chunks,
+            plan.fields, plan.owners, plan.partials, plan.chunks, start, rule, *arguments,
+            DTYPES[kind.param], DTYPES[kind.grad], kind.eight_bit, kind.aligned, shape.chunk, shape.block,
+            num_warps=shape.warps,
         )  # fmt: skip
 
 
@@ -181,14 +194,13 @@ def run(
     trust: bool,
 ) -> None:
     """All launches of one step on one device. trust: whether nothing wrote a trace that torch does not count."""
-    mine = [traces[member] for member in plan.members]
+    mine, types = plan.pick(traces), argument_types(rule)
     versions = writes_to(mine)
     known = trust and versions is not None and versions == plan.versions
-    launch(signals_kernel, plan, rule, READ_TRACES=not known)
-    launch(update_kernel, plan, rule)
-    launch(apply_kernel, plan, rule, seed, STOCHASTIC=stochastic_rounding)
-    increment_version(mine)
-    increment_version([params[member] for member, address in zip(plan.members, plan.gradients, strict=True) if address])
+    launch(signals_kernel, plan, rule, types, not known)
+    launch(update_kernel, plan, rule, types)
+    launch(apply_kernel, plan, rule, types, seed, stochastic_rounding)
+    increment_version([*mine, *compress(plan.pick(params), plan.gradients)])
     unknown = versions is None or rule.signals.value != "all"  # then nothing has added up the traces
     plan.versions = None if unknown else [version + 1 for version in versions or ()]
 

@@ -4,7 +4,8 @@ A table cuts its tensors into chunks, one program each. Values travel to the dev
 writing a table never waits for the device, and inside a CUDA graph the values become part of the graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,11 @@ def filter_none(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
+def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the items at these places of a list, at least one, out of it."""
+    return itemgetter(*places) if len(places) > 1 else lambda items: (items[places[0]],)
+
+
 def buckets(kinds: Sequence[Any], chunks: Sequence[int]) -> list[Bucket]:
     """The buckets of sorted kinds. chunks: of every tensor."""
     found = []
@@ -89,7 +95,8 @@ class ChunkTable:
     Attributes:
         members: the places of the tensors in the caller's list, sorted by kind; the rows of `fields`.
         kinds: theirs, with the gradient's dtype as `grad` and `aligned`. buckets: the kinds, in the order of their chunks.
-        gradients: where their gradients lie, 0 for none.
+        pick: takes theirs from a list. gradients: where their gradients lie, 0 for none.
+        compiled: what launches for this table have compiled, see `launching.relaunch`.
         fields: int64 [tensors, FIELDS]. owners: int64 [chunks], the row of each chunk's tensor.
     """
 
@@ -98,6 +105,7 @@ class ChunkTable:
         self.kinds = [kinds[member] for member in self.members]
         self.numels = [numels[member] for member in self.members]
         counts = [max(1, -(-numel // chunk)) for numel in self.numels]  # an empty tensor has a step to count
+        self.pick, self.compiled = picker(self.members), dict[Any, Any]()
         self.chunks, self.buckets = sum(counts), buckets(self.kinds, counts)
         self.fields = torch.zeros(len(counts), FIELDS, dtype=torch.int64, device=device)
         self._slots, self.gradients = self.fields[:, GRAD].unbind(), [0] * len(counts)
@@ -113,7 +121,7 @@ class ChunkTable:
 
     def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
         """Let the rows point at these gradients, 0 where there is none. False where one is not of the kind planned for."""
-        mine = [grads[member] for member in self.members]
+        mine = self.pick(grads)
         if not all(map(Tensor.is_contiguous, filter_none(mine))):
             return False
         addresses = [0 if grad is None else grad.data_ptr() or VECTOR for grad in mine]  # an empty one has no address

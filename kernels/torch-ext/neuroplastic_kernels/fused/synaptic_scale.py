@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..native.tensor_places import tensor_places
 from .strided_planes import on_device, planes
 from .typed_memory import DTYPE_CODES, load_as_float, round_as, store_float
 
@@ -116,6 +117,7 @@ def scale_kernel(
         if tl.max(changed.to(tl.int32), 0) > 0:
             for plane in range(0, tl.load(row + FOLLOWING).to(tl.int32) + 1):
                 _multiply_rows(row + plane * FIELDS, neuron, factor, changed)
+            tl.debug_barrier()  # every warp has loaded `old` for itself by now
             tl.store(scale + first + neuron, old * factor, mask=changed)
 
 
@@ -155,7 +157,7 @@ def synaptic_scale(
 
 def _prepared(sites: Sequence[tuple[Tensor, int]], device: torch.device, workspace: dict[Any, Any]) -> Prepared:
     """What `workspace` holds for these sites, or new."""
-    layout = tuple((rows.data_ptr(), rows.dtype, rows.shape, rows.stride(), first) for rows, first in sites)
+    layout = tensor_places([rows for rows, _ in sites]), [first for _, first in sites]
     held = workspace.get("synaptic_scale")
     if held is not None and held.layout == layout:
         return held

@@ -100,11 +100,14 @@ def build(source: Path) -> Path:
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL:
-    """The library of a C++ file, built on first use. Raises RuntimeError as `build` does, and where it does not load."""
+def load(source: Path, calls: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """The library of a C++ file, built on first use. calls: ctypes.PyDLL for functions that work on Python's objects.
+
+    Raises RuntimeError as `build` does, and where the library does not load.
+    """
     library = build(source)
     try:
-        return ctypes.CDLL(str(library))
+        return calls(str(library))
     except OSError as error:
         raise RuntimeError(
             f"compile=True built {library}, which does not load: {error}; delete that file, or name another folder in the "

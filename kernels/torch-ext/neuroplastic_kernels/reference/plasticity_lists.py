@@ -8,6 +8,16 @@ from torch import Tensor
 from .plasticity_formulas import NeuronFactor
 
 
+def check_dense(grads: Sequence[Tensor | None]) -> None:
+    """Raise RuntimeError for a gradient that is not dense."""
+    for grad in grads:
+        if grad is not None and grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
+                "use dense gradients, as nn.Embedding(sparse=False) has"
+            )
+
+
 def check_lists(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
@@ -25,12 +35,8 @@ def check_lists(
         raise ValueError(
             f"the lists of tensors must be of one length, got {', '.join(str(len(each)) for each in lists)}"
         )
+    check_dense(grads)
     for index, (param, grad, *held) in enumerate(zip(params, grads, *moments, strict=True)):
-        if grad is not None and grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
-                "use dense gradients, as nn.Embedding(sparse=False) has"
-            )
         for tensor in held if grad is None else (grad, *held):
             if tensor.shape != param.shape:
                 raise RuntimeError(

@@ -18,6 +18,7 @@ from torch import Tensor
 from .eight_bit import BLOCK, dequantise, quantise
 from .philox import philox
 from .plasticity_formulas import NeuronFactor
+from .plasticity_lists import check_dense
 from .plasticity_step import plasticity_step as plain_step
 
 PIECE = 1 << 18  # elements rounded at a time; a multiple of the blocks of 8-bit state
@@ -44,8 +45,10 @@ def gradient_squares(grads: Sequence[Tensor], *, workspace: dict[Any, Any] | Non
     """The sum of the squares of all elements of `grads`, a scalar on the first one's device.
 
     For gradients in several lists that `plasticity_step` is to clip by the norm they have together. float32, or float64 if
-    some gradient is. Nothing is read back from the device. `workspace` is for other forms.
+    some gradient is. Nothing is read back from the device. `workspace` is for other forms. Raises RuntimeError for a gradient
+    that is not dense.
     """
+    check_dense(grads)
     if not grads:
         return torch.zeros(())
     device = grads[0].device

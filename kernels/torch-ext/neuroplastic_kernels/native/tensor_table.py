@@ -1,0 +1,137 @@
+"""The table of tensors that plasticity_step.cpp steps, kept from step to step while they stay where they are.
+
+With a tensor it keeps the sum of its trace that the last step left. That is true while torch counts no write to the trace
+(`tensor._version`) but that step's; otherwise the trace is added up anew, which gives the same bits for the same values. What
+torch does not count, such as writes through `.data`, makes one step's mean that of before.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from ..reference.plasticity_formulas import NeuronFactor
+from ..reference.plasticity_step import is_flat
+from .tensor_places import tensor_places
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class TensorRecord(ctypes.Structure):
+    """`Tensor` of plasticity_passes.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("param", "grad", "trace", "exp_avg", "exp_avg_sq")),
+        *((name, ctypes.c_int64) for name in ("numel", "dtype")),
+        *((name, ctypes.c_double) for name in ("blend", "correction", "gain")),
+        ("factors", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("neurons", "stride")),
+        ("trace_sum", ctypes.c_double),
+    )
+
+
+def takes(param: Tensor, grad: Tensor, *state: Tensor) -> bool:
+    """Whether the compiled form takes a tensor: all flat and on the CPU, the gradient of the parameter's dtype, the state
+    float64 for float64 and float32 for the others."""
+    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+    streams = (param, grad, *state)
+    return (
+        param.dtype in DTYPES
+        and [stream.dtype for stream in streams] == [param.dtype, param.dtype, wide, wide, wide]
+        and all([stream.is_cpu for stream in streams])
+        and all(map(is_flat, streams))
+        and len(set(map(Tensor.numel, streams))) == 1
+    )
+
+
+def tensor_record(param: Tensor, state: Sequence[Tensor], neurons: NeuronFactor | None) -> TensorRecord:
+    """One tensor of `takes`, but for its gradient and moment. state: a, m and v."""
+    record = TensorRecord(param.data_ptr(), None, *map(Tensor.data_ptr, state), param.numel(), DTYPES[param.dtype])
+    record.trace_sum = math.nan
+    if neurons is not None:
+        record.factors, record.neurons = neurons.values.data_ptr(), neurons.values.numel()
+        record.stride = math.prod(param.shape[neurons.dim % param.ndim + 1 :])
+    return record
+
+
+def writes_to(tensors: Sequence[Tensor]) -> list[float]:
+    """How many writes to each tensor torch has counted; NaN, which equals nothing, where it counts none."""
+    return [math.nan if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def whereabouts(lists: Sequence[Sequence[Tensor]], neurons: Sequence[NeuronFactor | None]) -> Any:
+    """What changes when a tensor is replaced by one that lies elsewhere, moved, reshaped or converted."""
+    values = [None if factor is None else factor.values for factor in neurons]
+    dims = [None if factor is None else factor.dim for factor in neurons]
+    return tensor_places([*chain.from_iterable(lists), *values]), dims
+
+
+class TensorTable:
+    """Those of a step's tensors that the compiled form takes, whether or not they have a gradient this time."""
+
+    def __init__(
+        self,
+        key: Any,
+        lists: Sequence[Sequence[Tensor]],
+        neurons: Sequence[NeuronFactor | None],
+        left_out: Sequence[bool],
+    ) -> None:
+        """key: `whereabouts`. lists: p, a, m and v of each tensor. left_out: what not to take although it could be."""
+        rows = list(zip(*lists, strict=True))
+        self.key, self.left_out, self.traces = key, left_out, list(map(ref, lists[1]))
+        self.members = [i for i, (p, *state) in enumerate(rows) if not left_out[i] and takes(p, p, *state)]
+        found = [tensor_record(rows[i][0], rows[i][1:], neurons[i]) for i in self.members]
+        self.array = (TensorRecord * len(found))(*found)
+        self.records = list(self.array)  # of the array's memory
+        self.versions = [math.nan] * len(found)  # of the traces whose sums the records hold
+        self.gradients: Any = None  # the places of those that the records name
+        self.stepped: list[int] = []  # the members that have such a gradient
+        self.active: list[TensorRecord] = []  # their records
+
+    def is_of(self, key: Any, traces: Sequence[Tensor], left_out: Sequence[bool]) -> bool:
+        """Whether this is the table of these tensors. A new trace may lie where an old one did."""
+        same = self.key == key and self.left_out == left_out
+        return same and all(held() is trace for held, trace in zip(self.traces, traces, strict=True))
+
+    def take_gradients(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Name the gradients in the records, but those that the compiled form does not take."""
+        places = tensor_places([*grads])
+        if places == self.gradients:
+            return
+        self.stepped, self.active = [], []
+        for index, record in zip(self.members, self.records, strict=True):
+            param, grad, record.grad = params[index], grads[index], None
+            if grad is not None and grad.dtype == param.dtype and grad.is_cpu and is_flat(grad):
+                record.grad = grad.data_ptr()
+                self.stepped.append(index)
+                self.active.append(record)
+        self.gradients = places
+
+    def forget_written_sums(self, traces: Sequence[Tensor]) -> None:
+        """Give up the sums of traces that something else has written since `remember_sums`."""
+        versions = writes_to([traces[index] for index in self.members])
+        for record, version, held in zip(self.records, versions, self.versions, strict=True):
+            if version != held:
+                record.trace_sum = math.nan
+
+    def remember_sums(self, traces: Sequence[Tensor]) -> None:
+        """The sums in the records are those of the traces as they are now."""
+        self.versions = writes_to([traces[index] for index in self.members])
+
+
+def table_for(
+    workspace: dict[Any, Any],
+    lists: Sequence[Sequence[Tensor]],
+    neurons: Sequence[NeuronFactor | None],
+    left_out: Sequence[bool],
+) -> TensorTable:
+    """The table that `workspace` holds for these tensors, or a new one."""
+    key, held = whereabouts(lists, neurons), workspace.get("table")
+    if held is None or not held.is_of(key, lists[1], left_out):
+        held = workspace["table"] = TensorTable(key, lists, neurons, left_out)
+    return held
