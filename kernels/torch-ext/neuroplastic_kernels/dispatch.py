@@ -166,7 +166,7 @@ def plasticity_step(
     The first tensor decides the form; the fused form itself sends tensors it cannot take to the reference.
     """
     form = select("plasticity_step", backend, params if compile else params[:1], compile=compile)
-    if form is not plasticity_step_fused:  # which checks them where it makes its tables
+    if form is plasticity_step_reference:  # the others check where they make their tables
         check_lists(params, grads, (traces, exp_avgs, exp_avg_sqs), steps, neuron_factors)
     hyper |= {"workspace": workspace, "neuron_factors": neuron_factors}
     form(params, grads, traces, exp_avgs, exp_avg_sqs, steps, **hyper)

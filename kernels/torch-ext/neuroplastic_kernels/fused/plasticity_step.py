@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..native.tensor_places import tensor_places
+from ..native.tensor_places import tensor_places, whereabouts
 from ..reference.plasticity_formulas import Hyperparameters, NeuronFactor
 from ..reference.plasticity_lists import check_lists
 from ..reference.plasticity_options import plasticity_step as plasticity_step_reference
@@ -81,17 +81,6 @@ def prepare(key: Any, tensors: Sequence[Streams]) -> Prepared:
     return Prepared(key, plans, others)
 
 
-def whereabouts(
-    dense: Sequence[Sequence[Tensor]],
-    scales: Sequence[Tensor | None] | None,
-    factors: Sequence[NeuronFactor | None] | None,
-) -> Any:
-    """What changes when a tensor of a list is replaced, moved, reshaped or converted."""
-    values = [None if factor is None else factor.values for factor in factors or ()]
-    dims = [None if factor is None else factor.dim for factor in factors or ()]
-    return tensor_places([*chain.from_iterable(dense), *(scales or ()), *values]), dims
-
-
 def refreshed(
     workspace: dict[Any, Any],
     grads: Sequence[Tensor | None],
@@ -103,7 +92,7 @@ def refreshed(
 
     dense: params, traces, exp_avgs, exp_avg_sqs, steps. Inside a CUDA graph everything is new, and kept for the graph alone.
     """
-    key, params = whereabouts(dense, scales, factors), dense[0]
+    key, params = whereabouts((*dense, scales or ()), factors or ()), dense[0]
     capturing, held = is_captured(params[0]), workspace.get("prepared")
     if held is None or capturing or held.key != key or not held.take_gradients(grads):
         check_lists(params, grads, dense[1:4], dense[4], factors)

@@ -6,12 +6,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 
 namespace {
 
 constexpr int64_t BLOCK = 8192;  // elements: long enough to stream, short enough for a copy of it to stay in the caches
-constexpr int SUMS = 5;          // per block: a, |g|, r; base^2, u^2
+constexpr int LANES = 16;        // parts of a sum in `Lanes`: a multiple of what a processor's vectors hold
+
+// What is added up per block; OLD_TRACES is a before the step.
+enum Sum : int { OLD_TRACES, MAGNITUDES, MEMORIES, BASE_SQUARES, SQUARES, TRACES, SUMS };
 
 enum Base : int64_t { GRADIENT, ADAMW, MOMENTUM };
 enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
@@ -25,7 +29,7 @@ extern "C" {
 
 struct Tensor {
   void* param;       // [numel] of dtype
-  const void* grad;  // [numel] of dtype
+  const void* grad;  // [numel] of dtype; null: not stepped
   void* trace;       // [numel] of float64 for float64, else float32; so are the next two
   void* exp_avg;
   void* exp_avg_sq;
@@ -33,6 +37,7 @@ struct Tensor {
   double blend, correction, gain;  // `Moment` of the reference
   const float* factors;            // [neurons], what each neuron's part of the update is multiplied by, or null
   int64_t neurons, stride;         // element i belongs to neuron i / stride % neurons
+  double trace_sum;                // of a before the step, NaN where unknown; the step leaves that of a after it
 };
 
 struct Rule {
@@ -65,14 +70,14 @@ struct BFloat16 {
 };
 
 // A tensor's streams with their types, P of the parameter and gradient, S of the state and all arithmetic. `room` holds
-// what a thread's passes hand on, of its elements from `first` on: sqrt(v), then u.
+// u of a thread's elements, from `first` on.
 template <class P, class S>
 struct Streams {
   P* param;
   const P* grad;
   S *trace, *exp_avg, *exp_avg_sq, *room;
   int64_t first;
-  S* handed(int64_t begin) const { return room + (begin - first); }
+  S* update(int64_t begin) const { return room + (begin - first); }
 };
 
 // Elements `begin` to `begin + size` of a tensor.
@@ -98,30 +103,49 @@ const S* effective_gradient(const Streams<P, S>& at, Range block, const Rule& ru
   return copy;
 }
 
-// First pass: a, m and v in place, sqrt(v); the block's sums of a, |g| and r.
+// A sum in a fixed order, whatever the compiler makes of the loop: equal values have equal sums wherever added.
+template <class S>
+struct Lanes {
+  S parts[LANES] = {};
+  S total() const { return std::accumulate(parts, parts + LANES, S(0)); }
+};
+
+// `body(i, lane)` for each element of a block.
+template <class Body>
+void for_lanes(int64_t size, const Body& body) {
+  int64_t begin = 0;
+  for (; begin + LANES <= size; begin += LANES) {
+#pragma omp simd
+    for (int lane = 0; lane < LANES; ++lane) body(begin + lane, lane);
+  }
+  for (int lane = 0; begin + lane < size; ++lane) body(begin + lane, lane);
+}
+
+template <class S>
+S sum_of(const S* x, int64_t size) {
+  Lanes<S> sum;
+  for_lanes(size, [&](int64_t i, int lane) { sum.parts[lane] += x[i]; });
+  return sum.total();
+}
+
+// First pass: m and v in place; the block's sums of |g| and r, and of a where it is unknown.
 template <class P, class S>
-void advance(const Streams<P, S>& at, Range block, const Rule& rule, double* sums) {
+void advance(const Streams<P, S>& at, Range block, const Rule& rule, bool add_traces, double* sums) {
   S copy[BLOCK];
   const S* __restrict g = effective_gradient(at, block, rule, copy);
-  S* __restrict a = at.trace + block.begin;
   S* __restrict m = at.exp_avg + block.begin;
   S* __restrict v = at.exp_avg_sq + block.begin;
-  S* __restrict root = at.handed(block.begin);
-  const S trace_rate = 1 - rule.trace_decay, rate = 1 - rule.beta1, square_rate = 1 - rule.beta2;
-  const S beta2 = rule.beta2, eps = rule.eps;
-  S traces = 0, magnitudes = 0, memories = 0;
-#pragma omp simd reduction(+ : traces, magnitudes, memories)
+  const S rate = 1 - rule.beta1, square_rate = 1 - rule.beta2, beta2 = rule.beta2, eps = rule.eps;
+  S magnitudes = 0, memories = 0;
+#pragma omp simd reduction(+ : magnitudes, memories)
   for (int64_t i = 0; i < block.size; ++i) {
-    const S magnitude = std::abs(g[i]);
-    a[i] += trace_rate * (magnitude - a[i]);
     m[i] += rate * (g[i] - m[i]);
     v[i] = beta2 * v[i] + square_rate * g[i] * g[i];
-    root[i] = std::sqrt(v[i]);
-    traces += a[i];
-    magnitudes += magnitude;
-    memories += std::abs(m[i]) / (root[i] + eps);
+    magnitudes += std::abs(g[i]);
+    memories += std::abs(m[i]) / (std::sqrt(v[i]) + eps);
   }
-  sums[0] = traces, sums[1] = magnitudes, sums[2] = memories;
+  sums[MAGNITUDES] = magnitudes, sums[MEMORIES] = memories;
+  if (add_traces) sums[OLD_TRACES] = sum_of(at.trace + block.begin, block.size);
 }
 
 // NaN stays NaN.
@@ -131,24 +155,26 @@ S clamp(S x, S lowest, S highest) {
   return x > highest ? highest : x;
 }
 
-// Second pass: u, short of `gain`, in the place of sqrt(v); the block's sums of base^2 and u^2. `inverse` holds
-// 1/(mean + eps) of a, |g| and r. FULL: alpha is alpha_full.
+// Second pass: a in place, and u, short of `gain`; the block's sums of base^2, u^2 and a, taken here because a loop of
+// their own would let the memory idle. `inverse` holds 1/(mean + eps) of a, |g| and r. FULL: alpha is alpha_full.
 template <Base BASE, bool FULL, class P, class S>
 void modulate(const Streams<P, S>& at, Range block, const Rule& rule, const Tensor& tensor, const double* inverse,
               double* sums) {
   S copy[BLOCK];
   const S* __restrict g = effective_gradient(at, block, rule, copy);
-  const S* __restrict a = at.trace + block.begin;
+  S* __restrict a = at.trace + block.begin;
   const S* __restrict m = at.exp_avg + block.begin;
-  S* __restrict u = at.handed(block.begin);
+  const S* __restrict v = at.exp_avg_sq + block.begin;
+  S* __restrict u = at.update(block.begin);
+  const S trace_rate = 1 - rule.trace_decay;
   const S trace_gain = rule.trace_weight * inverse[0], gradient_gain = rule.gradient_weight * inverse[1];
   const S memory_gain = rule.memory_weight * inverse[2], plain_gain = inverse[1];
   const S lowest = rule.lowest, highest = rule.highest, eps = rule.eps, inverse_correction = 1 / tensor.correction;
   const S blend = tensor.blend, rest = 1 - tensor.blend, strength = rule.strength, constant = 1 - rule.strength;
-  S base_squares = 0, squares = 0;
-#pragma omp simd reduction(+ : base_squares, squares)
-  for (int64_t i = 0; i < block.size; ++i) {
-    const S magnitude = std::abs(g[i]), root = u[i];
+  Lanes<S> base_squares, squares, traces;
+  for_lanes(block.size, [&](int64_t i, int lane) {
+    const S magnitude = std::abs(g[i]), root = std::sqrt(v[i]);
+    a[i] += trace_rate * (magnitude - a[i]);
     const S memory = std::abs(m[i]) / (root + eps);
     const S full = clamp(memory_gain * memory + trace_gain * a[i] + gradient_gain * magnitude, lowest, highest);
     const S plain = clamp(plain_gain * magnitude, lowest, highest);
@@ -157,20 +183,20 @@ void modulate(const Streams<P, S>& at, Range block, const Rule& rule, const Tens
     const S alpha = FULL ? full : strength * blended + constant;
     const S update = !FULL && strength == 0 ? base : alpha * base;
     u[i] = update;
-    base_squares += base * base;
-    squares += update * update;
-  }
+    base_squares.parts[lane] += base * base;
+    squares.parts[lane] += update * update;
+    traces.parts[lane] += a[i];
+  });
   if (BASE == GRADIENT && rule.coupled_decay != 0) {
     const P* param = at.param + block.begin;
     const S decay = rule.coupled_decay;
-    squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < block.size; ++i) {
+    squares = {};
+    for_lanes(block.size, [&](int64_t i, int lane) {
       u[i] += decay * S(param[i]);
-      squares += u[i] * u[i];
-    }
+      squares.parts[lane] += u[i] * u[i];
+    });
   }
-  sums[3] = base_squares, sums[4] = squares;
+  sums[BASE_SQUARES] = base_squares.total(), sums[SQUARES] = squares.total(), sums[TRACES] = traces.total();
 }
 
 template <class P, class S>
@@ -199,9 +225,9 @@ void scale_neurons(S* u, Range block, const Tensor& tensor) {
 // Third pass: p <- keep*p + scale*u, rounded to the parameter's type once.
 template <class P, class S>
 void apply_update(const Streams<P, S>& at, Range block, const Tensor& tensor, S keep, S scale) {
-  if (tensor.factors) scale_neurons(at.handed(block.begin), block, tensor);
+  if (tensor.factors) scale_neurons(at.update(block.begin), block, tensor);
   P* __restrict p = at.param + block.begin;
-  const S* __restrict u = at.handed(block.begin);
+  const S* __restrict u = at.update(block.begin);
 #pragma omp simd
   for (int64_t i = 0; i < block.size; ++i) p[i] = P(keep * S(p[i]) + scale * u[i]);
 }

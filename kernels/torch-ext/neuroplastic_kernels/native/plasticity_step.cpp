@@ -1,13 +1,16 @@
 // One NeuroPlastic step over many tensors on the CPU; the formulas are those of reference/plasticity_formulas.py.
 //
-// Three passes per tensor: state, then update, then parameter. Each needs sums over the tensor from the pass before.
-// A thread takes the same blocks in every pass, the middle pass backwards, so that it begins with what the caches still
-// hold, and passes numbers on in memory that is its own for all tensors, so that no other core's cache holds it. Sums are
-// kept per block and joined in the order of the blocks: no bit depends on the number of threads.
+// Three passes per tensor: m and v, then a and the update, then the parameter. Each needs sums over the tensor from the
+// pass before; only that of a follows from what the step before left, so that the first pass need not move a, and the
+// caches keep more of the rest. A thread takes the same blocks in every pass, the middle pass backwards, so that it
+// begins with what the caches still hold, and passes u on in memory that is its own for all tensors, so that no other
+// core's cache holds it. Sums are kept per block and joined in the order of the blocks: no bit depends on the number of
+// threads.
 
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -30,10 +33,19 @@ double homeostasis(double base_norm, double norm, int64_t numel, const Rule& rul
   return factor;
 }
 
-double joined(const double* sums, int64_t blocks, int which) {
+double joined(const double* sums, int64_t blocks, Sum which) {
   double total = 0;
   for (int64_t block = 0; block < blocks; ++block) total += sums[block * SUMS + which];
   return total;
+}
+
+// 1/(mean + eps) of a, |g| and r, from the sums of the first pass.
+std::array<double, 3> inverse_means(const Tensor& tensor, const Rule& rule, const double* sums, int64_t blocks) {
+  const double old = std::isnan(tensor.trace_sum) ? joined(sums, blocks, OLD_TRACES) : tensor.trace_sum;
+  const double magnitudes = joined(sums, blocks, MAGNITUDES), memories = joined(sums, blocks, MEMORIES);
+  const double traces = rule.trace_decay * old + (1 - rule.trace_decay) * magnitudes;
+  const auto inverse = [&](double sum) { return 1 / (sum / tensor.numel + rule.eps); };
+  return {inverse(traces), inverse(magnitudes), inverse(memories)};
 }
 
 int64_t blocks_of(int64_t numel) { return (numel + BLOCK - 1) / BLOCK; }
@@ -53,7 +65,7 @@ struct Team {
 
 // One step of one tensor, called by every thread of the team; `room` is the thread's own, `sums` is [blocks, SUMS].
 template <class P, class S>
-void step(const Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
+void step(Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
   const int64_t blocks = blocks_of(tensor.numel), mine = share(blocks, team.threads);
   const int64_t first = std::min(mine * team.thread, blocks), last = std::min(first + mine, blocks);
   const Streams<P, S> at{static_cast<P*>(tensor.param),      static_cast<const P*>(tensor.grad),
@@ -61,23 +73,25 @@ void step(const Tensor& tensor, const Rule& rule, Team team, void* room, double*
                          static_cast<S*>(tensor.exp_avg_sq), static_cast<S*>(room), first * BLOCK};
   const auto range = [&](int64_t block) { return Range{block * BLOCK, std::min(BLOCK, tensor.numel - block * BLOCK)}; };
 
-  for (int64_t block = first; block < last; ++block) advance(at, range(block), rule, sums + block * SUMS);
+  const bool add_traces = std::isnan(tensor.trace_sum);
+  for (int64_t i = first; i < last; ++i) advance(at, range(i), rule, add_traces, sums + i * SUMS);
   team.wait();
-  double inverse[3];
-  for (int which = 0; which < 3; ++which) inverse[which] = 1 / (joined(sums, blocks, which) / tensor.numel + rule.eps);
+  const auto inverse = inverse_means(tensor, rule, sums, blocks);
   const auto modulated = modulation<P, S>(rule.base, tensor.blend == 1 && rule.strength == 1);
   for (int64_t end = last, begin; end > first; end = begin) {
     begin = std::max(first, end - RUN);
-    for (int64_t i = begin; i < end; ++i) modulated(at, range(i), rule, tensor, inverse, sums + i * SUMS);
+    for (int64_t i = begin; i < end; ++i) modulated(at, range(i), rule, tensor, inverse.data(), sums + i * SUMS);
   }
   team.wait();
-  const double base_norm = std::sqrt(joined(sums, blocks, 3)), norm = std::sqrt(joined(sums, blocks, 4));
+  if (team.thread == 0) tensor.trace_sum = joined(sums, blocks, TRACES);
+  const double norm = std::sqrt(joined(sums, blocks, SQUARES));
+  const double base_norm = std::sqrt(joined(sums, blocks, BASE_SQUARES));
   const double factor = homeostasis(base_norm, norm, tensor.numel, rule);
   const S keep = 1 - rule.lr * rule.decoupled_decay, scale = -rule.lr * tensor.gain * factor;
   for (int64_t block = first; block < last; ++block) apply_update(at, range(block), tensor, keep, scale);
 }
 
-void step(const Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
+void step(Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
   switch (tensor.dtype) {
     case FLOAT32: return step<float, float>(tensor, rule, team, room, sums);
     case FLOAT64: return step<double, double>(tensor, rule, team, room, sums);
@@ -92,7 +106,7 @@ void step(const Tensor& tensor, const Rule& rule, Team team, void* room, double*
 extern "C" int64_t room_size(int64_t largest, int64_t threads) { return (blocks_of(largest) + threads) * BLOCK; }
 
 // `room` has `room_size` elements of eight bytes.
-extern "C" void plasticity_step(const Tensor* tensors, int64_t count, const Rule* rule, double* room, int64_t threads) {
+extern "C" void plasticity_step(Tensor* tensors, int64_t count, const Rule* rule, double* room, int64_t threads) {
   int64_t largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, tensors[i].numel);
   std::vector<double> sums(blocks_of(largest) * SUMS);
@@ -102,6 +116,7 @@ extern "C" void plasticity_step(const Tensor* tensors, int64_t count, const Rule
     double* own_room = room + share(blocks_of(largest), everyone.threads) * everyone.thread * BLOCK;
     double own_sums[SUMS];
     for (int64_t i = 0; i < count; ++i) {
+      if (!tensors[i].grad) continue;
       const bool small = tensors[i].numel <= BLOCK;  // one thread's alone, so that nobody waits
       if (!small) {
         step(tensors[i], *rule, everyone, own_room, sums.data());

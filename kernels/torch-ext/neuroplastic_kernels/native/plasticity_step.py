@@ -4,7 +4,6 @@ Sums are taken in a fixed order of fixed blocks: the result does not depend on t
 """
 
 import ctypes
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,26 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..reference.plasticity_formulas import Hyperparameters, Moment, NeuronFactor, moment
+from ..reference.plasticity_formulas import Hyperparameters, NeuronFactor, moment
 from ..reference.plasticity_options import Options, careful_step, gradient_factor
-from ..reference.plasticity_step import is_flat
 from .compiler import load
+from .tensor_table import TensorRecord, TensorTable, table_for
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 BASES = {"gradient": 0, "adamw": 1, "momentum": 2}
-
-
-class TensorRecord(ctypes.Structure):
-    """`Tensor` of plasticity_passes.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("param", "grad", "trace", "exp_avg", "exp_avg_sq")),
-        *((name, ctypes.c_int64) for name in ("numel", "dtype")),
-        *((name, ctypes.c_double) for name in ("blend", "correction", "gain")),
-        ("factors", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("neurons", "stride")),
-    )
+ONE = torch.ones(())
 
 
 class RuleRecord(ctypes.Structure):
@@ -70,20 +57,6 @@ def rule_record(hyper: Hyperparameters, factor: Tensor | None) -> RuleRecord:
     )
 
 
-def takes(param: Tensor, grad: Tensor, *state: Tensor) -> bool:
-    """Whether the compiled form takes a tensor: all flat and on the CPU, the gradient of the parameter's dtype, the state
-    float64 for float64 and float32 for the others."""
-    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-    streams = (param, grad, *state)
-    return (
-        param.dtype in DTYPES
-        and [stream.dtype for stream in streams] == [param.dtype, param.dtype, wide, wide, wide]
-        and all([stream.is_cpu for stream in streams])
-        and all(map(is_flat, streams))
-        and len(set(map(Tensor.numel, streams))) == 1
-    )
-
-
 @cache
 def compiled() -> ctypes.CDLL:
     """The library of the source, built on first use. Raises RuntimeError where that fails."""
@@ -104,27 +77,26 @@ def room_for(workspace: dict[Any, Any], largest: int, threads: int) -> Tensor:
     return workspace["native"]
 
 
-def tensor_record(streams: Sequence[Tensor], now: Moment, neurons: NeuronFactor | None) -> TensorRecord:
-    """One tensor of `takes`. streams: p, g, a, m and v."""
-    param = streams[0]
-    record = TensorRecord(*map(Tensor.data_ptr, streams), param.numel(), DTYPES[param.dtype], *now)
-    if neurons is not None:
-        record.factors, record.neurons = neurons.values.data_ptr(), neurons.values.numel()
-        record.stride = math.prod(param.shape[neurons.dim % param.ndim + 1 :])
-    return record
-
-
-def run(tensors: Sequence[Sequence[Any]], rule: RuleRecord, hyper: Hyperparameters, workspace: dict[Any, Any]) -> None:
-    """Step tensors that `takes` accepts, each given as its five streams, its step counter and its neurons' factors."""
+def run(
+    table: TensorTable,
+    lists: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    rule: RuleRecord,
+    hyper: Hyperparameters,
+    workspace: dict[Any, Any],
+) -> None:
+    """Step the tensors of a table that have a gradient. lists: p, a, m and v of all tensors."""
     moment_of = cache(lambda step: moment(step, hyper))  # most tensors have done as many steps
-    records = []
-    for *streams, step, neurons in tensors:
-        step += 1
-        records.append(tensor_record(streams, moment_of(step.item()), neurons))
-    table, threads = (TensorRecord * len(records))(*records), torch.get_num_threads()
-    room = room_for(workspace, max(record.numel for record in records), threads)
-    compiled().plasticity_step(table, len(table), rule, room.data_ptr(), threads)
-    increment_version([streams[k] for streams in tensors for k in (0, 2, 3, 4)])  # written behind torch's back
+    counters = [steps[index] for index in table.stepped]
+    torch._foreach_add_(counters, ONE)
+    for record, counter in zip(table.active, counters, strict=True):
+        record.blend, record.correction, record.gain = moment_of(counter.item())
+    table.forget_written_sums(lists[1])
+    threads = torch.get_num_threads()
+    room = room_for(workspace, max(record.numel for record in table.records), threads)
+    compiled().plasticity_step(table.array, len(table.array), rule, room.data_ptr(), threads)
+    increment_version([written[index] for index in table.stepped for written in lists])  # behind torch's back
+    table.remember_sums(lists[1])
 
 
 @torch.no_grad()
@@ -149,26 +121,26 @@ def plasticity_step(
 ) -> None:
     """`reference.plasticity_options.plasticity_step`, whose arguments and errors these are, for CPU tensors.
 
-    What `takes` refuses, 8-bit state and stochastic rounding go the way of the reference.
+    What `tensor_table.takes` refuses, 8-bit state and stochastic rounding go the way of the reference.
     """
     rule, workspace = Hyperparameters(**hyper), {} if workspace is None else workspace
     options = Options(grad_scale, None, max_grad_norm, stochastic_rounding, seed, gradient_squares)
     if found_inf is not None and found_inf.item():
         return
     factor = gradient_factor([grad for grad in grads if grad is not None], options)
-    taken: list[Sequence[Any]] = []
-    for number, streams in enumerate(zip(params, grads, traces, exp_avgs, exp_avg_sqs, steps, strict=True)):
-        if streams[1] is None:
-            continue
-        scale = None if scales is None else scales[number]
-        neurons = None if neuron_factors is None else neuron_factors[number]
-        rounds = stochastic_rounding and streams[0].dtype == torch.bfloat16
-        if scale is None and not rounds and takes(*streams[:-1]):
-            taken.append((*streams, neurons))
-        else:
-            careful_step(streams, scale, number, factor, options, neurons, workspace=workspace, **hyper)
-    if taken:
-        run(taken, rule_record(rule, factor), rule, workspace)
+    lists, absent = (params, traces, exp_avgs, exp_avg_sqs), [None] * len(params)
+    rounds = [stochastic_rounding and param.dtype == torch.bfloat16 for param in params]
+    left_out = [rounded or scale is not None for rounded, scale in zip(rounds, scales or absent, strict=True)]
+    neurons = neuron_factors or absent
+    table = table_for(workspace, grads, lists, steps, neurons, left_out)
+    taken = set(table.stepped)
+    for number, grad in enumerate(grads):
+        if grad is not None and number not in taken:
+            streams = (params[number], grad, *(each[number] for each in (*lists[1:], steps)))
+            scale = None if scales is None else scales[number]
+            careful_step(streams, scale, number, factor, options, neurons[number], workspace=workspace, **hyper)
+    if table.stepped:
+        run(table, lists, steps, rule_record(rule, factor), rule, workspace)
 
 
 def load_plasticity_step() -> Callable[..., None]:

@@ -5,14 +5,16 @@ Read in C++ where that can be built; one by one, that takes longer than all else
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..reference.plasticity_formulas import NeuronFactor
 from .compiler import load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -46,8 +48,8 @@ def compiled() -> Callable[[list[Tensor | None]], bytes] | None:
     return lambda tensors: function(interface, tensors, none)
 
 
-def place(tensor: Tensor | None) -> Any:
-    if tensor is None or tensor.layout is not torch.strided:
+def place(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
@@ -58,6 +60,16 @@ def tensor_places(tensors: list[Tensor | None]) -> Any:
     if read is not None:
         try:
             return read(tensors)
-        except RuntimeError:  # DLPack knows no sparse tensors, and none on torch's meta device
+        except (
+            RuntimeError
+        ):  # DLPack knows neither sparse tensors, nor those on torch's meta device, nor what is no tensor
             pass
     return list(map(place, tensors))
+
+
+def whereabouts(lists: Iterable[Iterable[Tensor | None]], factors: Iterable[NeuronFactor | None]) -> Any:
+    """`tensor_places` of lists of tensors and their neurons' factors, and which dimensions count the neurons."""
+    factors = list(factors)
+    values = [None if factor is None else factor.values for factor in factors]
+    dims = [None if factor is None else factor.dim for factor in factors]
+    return tensor_places([*chain.from_iterable(lists), *values]), dims

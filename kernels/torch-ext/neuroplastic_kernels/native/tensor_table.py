@@ -1,14 +1,13 @@
 """The table of tensors that plasticity_step.cpp steps, kept from step to step while they stay where they are.
 
-With a tensor it keeps the sum of its trace that the last step left. That is true while torch counts no write to the trace
-(`tensor._version`) but that step's; otherwise the trace is added up anew, which gives the same bits for the same values. What
-torch does not count, such as writes through `.data`, makes one step's mean that of before.
+With a tensor it keeps the sum of its trace that the last step left. That is true while torch counts no write to the
+trace (`tensor._version`) but that step's; otherwise the trace is added up anew, which gives the same bits for the same
+values. What torch does not count, such as writes through `.data`, makes one step's mean that of before.
 """
 
 import ctypes
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 from weakref import ref
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..reference.plasticity_formulas import NeuronFactor
+from ..reference.plasticity_lists import check_lists
 from ..reference.plasticity_step import is_flat
-from .tensor_places import tensor_places
+from .tensor_places import tensor_places, whereabouts
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -36,8 +36,8 @@ class TensorRecord(ctypes.Structure):
 
 
 def takes(param: Tensor, grad: Tensor, *state: Tensor) -> bool:
-    """Whether the compiled form takes a tensor: all flat and on the CPU, the gradient of the parameter's dtype, the state
-    float64 for float64 and float32 for the others."""
+    """Whether the compiled form takes a tensor: all flat and on the CPU, the gradient of the parameter's dtype, the
+    state float64 for float64 and float32 for the others."""
     wide = torch.float64 if param.dtype == torch.float64 else torch.float32
     streams = (param, grad, *state)
     return (
@@ -62,13 +62,6 @@ def tensor_record(param: Tensor, state: Sequence[Tensor], neurons: NeuronFactor 
 def writes_to(tensors: Sequence[Tensor]) -> list[float]:
     """How many writes to each tensor torch has counted; NaN, which equals nothing, where it counts none."""
     return [math.nan if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def whereabouts(lists: Sequence[Sequence[Tensor]], neurons: Sequence[NeuronFactor | None]) -> Any:
-    """What changes when a tensor is replaced by one that lies elsewhere, moved, reshaped or converted."""
-    values = [None if factor is None else factor.values for factor in neurons]
-    dims = [None if factor is None else factor.dim for factor in neurons]
-    return tensor_places([*chain.from_iterable(lists), *values]), dims
 
 
 class TensorTable:
@@ -98,19 +91,15 @@ class TensorTable:
         same = self.key == key and self.left_out == left_out
         return same and all(held() is trace for held, trace in zip(self.traces, traces, strict=True))
 
-    def take_gradients(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        """Name the gradients in the records, but those that the compiled form does not take."""
-        places = tensor_places([*grads])
-        if places == self.gradients:
-            return
-        self.stepped, self.active = [], []
+    def take_gradients(self, places: Any, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Name the gradients in the records, but those that the compiled form does not take. places: theirs."""
+        self.gradients, self.stepped, self.active = places, [], []
         for index, record in zip(self.members, self.records, strict=True):
             param, grad, record.grad = params[index], grads[index], None
             if grad is not None and grad.dtype == param.dtype and grad.is_cpu and is_flat(grad):
                 record.grad = grad.data_ptr()
                 self.stepped.append(index)
                 self.active.append(record)
-        self.gradients = places
 
     def forget_written_sums(self, traces: Sequence[Tensor]) -> None:
         """Give up the sums of traces that something else has written since `remember_sums`."""
@@ -126,12 +115,23 @@ class TensorTable:
 
 def table_for(
     workspace: dict[Any, Any],
+    grads: Sequence[Tensor | None],
     lists: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
     neurons: Sequence[NeuronFactor | None],
     left_out: Sequence[bool],
 ) -> TensorTable:
-    """The table that `workspace` holds for these tensors, or a new one."""
-    key, held = whereabouts(lists, neurons), workspace.get("table")
-    if held is None or not held.is_of(key, lists[1], left_out):
-        held = workspace["table"] = TensorTable(key, lists, neurons, left_out)
+    """The table that `workspace` holds for these tensors, or a new one, its records naming these gradients.
+
+    lists: p, a, m and v of each tensor. Raises as `check_lists` does, which is asked when something has moved.
+    """
+    key, places = whereabouts(lists, neurons), tensor_places([*grads])
+    held: TensorTable | None = workspace.get("table")
+    if held is not None and not held.is_of(key, lists[1], left_out):
+        held = None
+    if held is None or held.gradients != places:
+        check_lists(lists[0], grads, lists[1:], steps, neurons)
+        if held is None:
+            held = workspace["table"] = TensorTable(key, lists, neurons, left_out)
+        held.take_gradients(places, lists[0], grads)
     return held
