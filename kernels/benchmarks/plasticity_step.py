@@ -26,7 +26,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 OPTIONS = {"lr": 1e-5, "weight_decay": 0.01}
 ADAMW_BYTES, PLASTIC_BYTES = 28, 36  # per fp32 parameter, every stream moved once: p, g, m, v; and a
 FUSED_BYTES = 12 + 32 + 12  # of the three launches
-EIGHT_BIT_BYTES = 7 + 7 + 18 + 4 * 12 / 256  # likewise; the last part are scales
+EIGHT_BIT_BYTES = 6 + 7 + 18 + 4 * (2 + 3 + 6) / 256  # likewise; the last part are scales
 WARMUP = 3
 COMPILED, PATIENCE = "NeuroPlastic(torch.compile'd reference)", 120  # seconds to compile in
 

@@ -63,10 +63,11 @@ def assert_same_bits(one, other):
     assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
+@pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("shape", [(256, 512), (1024, 4096)], ids=str)
-def test_kept_sums_have_the_bits_of_read_ones(shape, device, reads, monkeypatch):
+def test_kept_sums_have_the_bits_of_read_ones(shape, eight_bit, device, reads, monkeypatch):
     monkeypatch.setattr(fused_module, "geometry", lambda: Geometry(*shape, warps=4))
-    kept, read = both(device)
+    kept, read = both(device, eight_bit=eight_bit)
     for _ in range(3):
         kept.step()
         read.step()
@@ -74,11 +75,14 @@ def test_kept_sums_have_the_bits_of_read_ones(shape, device, reads, monkeypatch)
     assert reads == [True, True, False, True, False, True]
 
 
-def test_eight_bit_state_is_read_in_every_step(device):
-    kept, read = both(device, sizes=((300,),), eight_bit=True)
-    for _ in range(3):
-        kept.step()
-        read.step()
+def test_scales_that_something_else_wrote_are_read_again(device, reads):
+    kept, read = both(device, eight_bit=True)
+    for run in (kept, read):
+        run.step()
+        run.step()
+        run.scales[3][0, 1:4].mul_(3)
+        run.step()
+    assert reads[:3] == [True, False, True]
     assert_same_bits(kept, read)
 
 
@@ -93,9 +97,10 @@ def test_a_trace_that_something_else_wrote_is_read_again(device, reads):
     assert_same_bits(kept, read)
 
 
+@pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("skipped", [0, 1])
-def test_steps_left_out_for_an_overflow(skipped, device):
-    kept, read = both(device)
+def test_steps_left_out_for_an_overflow(skipped, eight_bit, device):
+    kept, read = both(device, eight_bit=eight_bit)
     for number in range(3):
         overflow = torch.tensor(float(number == skipped), device=device)
         for run in (kept, read):
@@ -107,9 +112,10 @@ def test_steps_left_out_for_an_overflow(skipped, device):
 ABSENCES = [((3,), (), ()), ((), (2, 3), ()), ((0, 1, 2, 3), (0,), ()), ((2,), (3,), (2,))]
 
 
+@pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("absences", ABSENCES, ids=str)
-def test_parameters_without_a_gradient_keep_their_sums(absences, device, reads):
-    kept, read = both(device)
+def test_parameters_without_a_gradient_keep_their_sums(absences, eight_bit, device, reads):
+    kept, read = both(device, eight_bit=eight_bit)
     for absent in absences:
         kept.step(absent)
         read.step(absent)
@@ -118,8 +124,9 @@ def test_parameters_without_a_gradient_keep_their_sums(absences, device, reads):
 
 
 @pytest.mark.parametrize("first", [{"signals": "gradient"}, {"strength": 0.0}], ids=str)
-def test_a_step_that_does_not_use_the_trace_leaves_its_sums(first, device):
-    kept, read = both(device)
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_step_that_does_not_use_the_trace_leaves_its_sums(first, eight_bit, device):
+    kept, read = both(device, eight_bit=eight_bit)
     for run in (kept, read):
         run.step(**first, absent=(2,))
         run.step()

@@ -39,3 +39,23 @@ def encode(values, word, LEVELS: tl.constexpr, POWER: tl.constexpr):
     if POWER == 4:
         chosen = tl.where(portion > 0, tl.maximum(chosen, 1.0), 0.0)
     return tl.where(values < 0, -chosen, chosen), scales
+
+
+@triton.jit
+def groups_of(offsets, mask):
+    """The places [BLOCK / GROUP] of a tile's scales, and which of them exist. offsets: [BLOCK], consecutive."""
+    BLOCK: tl.constexpr = offsets.shape[0]
+    group, count = tl.arange(0, BLOCK // GROUP), BLOCK // GROUP
+    if mask is not None:
+        count = tl.cdiv(tl.sum(mask.to(tl.int32)), GROUP)
+    return tl.min(offsets, axis=0) // GROUP + group, group < count
+
+
+@triton.jit
+def add_decoded(total, codes, scales):
+    """`total` [BLOCK / GROUP] plus the values of each group, in units of 1 / 255^2: the same bits in every kernel.
+
+    codes: float32 of the trace's whole numbers, whose squares add up to less than 2^24 in a group, without an error.
+    """
+    squares = tl.sum(tl.reshape(codes * codes, [scales.shape[0], GROUP]), axis=1)
+    return tl.fma(scales, squares, total)

@@ -8,8 +8,8 @@ inputs give the same bits. Bytes per float32 parameter, without coupled decay:
     apply_kernel     reads u, p; writes p                                                                      12
 
 The sum of a that signals_kernel needs is the one that update_kernel left a step ago. Where there is none, or something else
-wrote a in between, signals_kernel reads a as well (4 more) and adds it up in the same order. With 8-bit state it always does,
-u is not kept, update_kernel only sums, and apply_kernel computes everything again and writes it.
+wrote a in between, signals_kernel reads a as well (4 more) and adds it up in the same order. With 8-bit state u is not kept:
+update_kernel only sums, and apply_kernel computes everything again, writes it and leaves the sum of a.
 
 update_kernel goes through the chunks backwards: it begins with those that the L2 cache still holds, and so does apply_kernel
 after it.
@@ -28,10 +28,9 @@ from .chunk_access import (
     neurons_of,
     of_neurons,
     stream_pointers,
-    sum_in_order,
     tally,
 )
-from .eight_bit import GROUP, decode, encode
+from .eight_bit import GROUP, add_decoded
 from .plasticity_formulas import (
     advance,
     gradient_gain,
@@ -44,6 +43,7 @@ from .plasticity_formulas import (
     rounded_to_bfloat16,
 )
 from .pointer_tables import GRAD, NUMBER, STEP
+from .state_access import add_traces, no_traces, state, store_codes, sum_of_traces
 
 _GRAD, _STEP, _NUMBER = tl.constexpr(GRAD), tl.constexpr(STEP), tl.constexpr(NUMBER)
 SUMS = 6  # rows of the partial sums; _TRACES: of a before the step, _NEW_TRACES: after it
@@ -77,23 +77,10 @@ def _gradient(streams, offsets, mask, gain, rule):
 
 
 @triton.jit
-def _state(streams, blocks, offsets, mask):
-    """a, m and v before the step; what is not used is not read. blocks: of an 8-bit tensor, else None."""
-    a = load(streams[2], offsets, mask)
-    m = load(streams[3], offsets, mask)
-    v = load(streams[4], offsets, mask)
-    if blocks is not None:
-        a = decode(a, load(streams[5], offsets // GROUP, mask), 255, 2)
-        m = decode(m, load(streams[5] + blocks, offsets // GROUP, mask), 127, 2)
-        v = decode(v, load(streams[5] + 2 * blocks, offsets // GROUP, mask), 255, 4)
-    return a, m, v
-
-
-@triton.jit
 def _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule):
     """a, m and v after the step; the base's step; u."""
     g = _gradient(streams, offsets, mask, gain, rule)
-    a, m, v = _state(streams, blocks, offsets, mask)
+    a, m, v = state(streams, blocks, offsets, mask)
     a, m, v = advance(g, a, m, v, rule)
     base, update = proposal(g, a, m, v, inverse, now, rule)
     if rule.update_decay is not None:
@@ -102,15 +89,10 @@ def _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule):
 
 
 @triton.jit
-def _add_traces(total, streams, blocks, offsets, mask):
-    return total + _state(streams, blocks, offsets, mask)[0]
-
-
-@triton.jit
 def _add_signals(sums, streams, blocks, offsets, mask, gain, rule):
     g = _gradient(streams, offsets, mask, gain, rule)
     if rule.signals == "all":
-        a, m, v = _state(streams, blocks, offsets, mask)
+        a, m, v = state(streams, blocks, offsets, mask)
         a, m, v = advance(g, a, m, v, rule)
         return sums[0] + tl.abs(g), sums[1] + memory(m, v, rule)
     else:
@@ -129,13 +111,19 @@ def signals_kernel(
     streams = stream_pointers(row, start, PARAM, GRAD, EIGHT_BIT, ALIGNED)
     blocks = tl.cdiv(numel, GROUP) if EIGHT_BIT else None
     lanes, full, zeros = tl.arange(0, BLOCK), size // BLOCK * BLOCK, tl.zeros([BLOCK], tl.float32)
-    if rule.signals == "all" and (READ_TRACES or EIGHT_BIT):
-        total = zeros  # of idle tensors as well, so that every sum is there from now on
-        for offset in range(0, full, BLOCK):
-            total = _add_traces(total, streams, blocks, offset + lanes, None)
-        for offset in range(full, size, BLOCK):
-            total = _add_traces(total, streams, blocks, offset + lanes, offset + lanes < size)
-        tl.store(partials + _TRACES * chunks + chunk, sum_in_order(total))
+    if rule.signals == "all":
+        kept = partials + _NEW_TRACES * chunks + chunk
+        if READ_TRACES:
+            total = no_traces(EIGHT_BIT, BLOCK)  # of idle tensors as well, so that every sum is there from now on
+            for offset in range(0, full, BLOCK):
+                total = add_traces(total, streams, offset + lanes, None, EIGHT_BIT)
+            for offset in range(full, size, BLOCK):
+                total = add_traces(total, streams, offset + lanes, offset + lanes < size, EIGHT_BIT)
+            traces = sum_of_traces(total, EIGHT_BIT)
+            tl.store(kept, traces)
+        else:
+            traces = tl.load(kept)
+        tl.store(partials + _TRACES * chunks + chunk, traces)
     if idle(row, rule):
         return
     if chunk == first:
@@ -187,7 +175,7 @@ def update_kernel(
     tl.store(partials + _UPDATES * chunks + chunk, tl.sum(sums[0]))
     tl.store(partials + _BASES * chunks + chunk, tl.sum(sums[1]))
     if rule.signals == "all" and not EIGHT_BIT:
-        tl.store(partials + _NEW_TRACES * chunks + chunk, sum_in_order(sums[2]))
+        tl.store(partials + _NEW_TRACES * chunks + chunk, sum_of_traces(sums[2], EIGHT_BIT))
 
 
 @triton.jit
@@ -200,24 +188,10 @@ def _store_param(param, offsets, mask, values, word):
 
 
 @triton.jit
-def _store_codes(codes, scales, offsets, mask, values, word, LEVELS: tl.constexpr, POWER: tl.constexpr):
-    """One stream of 8-bit state. The scales of whole blocks beyond the tensor would be 0; they are not written."""
-    BLOCK: tl.constexpr = values.shape[0]
-    coded, largest = encode(values, word, LEVELS, POWER)
-    tl.store(codes + offsets, coded.to(codes.dtype.element_ty), mask=mask)
-    scales += tl.min(offsets, axis=0) // GROUP
-    block = tl.arange(0, BLOCK // GROUP)
-    if mask is None:
-        tl.store(scales + block, largest)
-    else:
-        tl.store(scales + block, largest, mask=block < tl.cdiv(tl.sum(mask.to(tl.int32)), GROUP))
-
-
-@triton.jit
 def _apply(
-    streams, blocks, offsets, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC: tl.constexpr
-):
-    """draw: (seed, step, tensor, the chunk's first element), the counter of this chunk's random numbers."""
+    total, streams, blocks, offsets, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC: tl.constexpr
+):  # fmt: skip
+    """`total` plus the new 8-bit a. draw: (seed, step, tensor, the chunk's first element), the counter of random numbers."""
     words = (None, None, None, None)
     if STOCHASTIC or blocks is not None:
         element = (draw[3] + offsets).to(tl.uint32)
@@ -227,11 +201,13 @@ def _apply(
         update = load(streams[5], offsets, mask)
     else:
         a, m, v, _, update = _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule)
-        _store_codes(streams[2], streams[5], offsets, mask, a, words[1], 255, 2)
-        _store_codes(streams[3], streams[5] + blocks, offsets, mask, m, words[2], 127, 2)
-        _store_codes(streams[4], streams[5] + 2 * blocks, offsets, mask, v, words[3], 255, 4)
+        coded, largest = store_codes(streams[2], streams[5], offsets, mask, a, words[1], 255, 2)
+        total = add_decoded(total, coded, largest)
+        store_codes(streams[3], streams[5] + blocks, offsets, mask, m, words[2], 127, 2)
+        store_codes(streams[4], streams[5] + 2 * blocks, offsets, mask, v, words[3], 255, 4)
     param = keep * load(streams[0], offsets, mask) - scale * of_neurons(update, neurons, offsets, mask)
     _store_param(streams[0], offsets, mask, param, words[0] if STOCHASTIC else None)
+    return total
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -240,7 +216,7 @@ def apply_kernel(
     PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The parameter's step; of 8-bit tensors the state's as well, of others the sums of a become those before the step."""
+    """The parameter's step; of 8-bit tensors the state's as well, and each chunk's sum of the new a."""
     chunk = start_chunk + tl.program_id(0)
     row, numel, first, start, size = locate(fields, owners, chunk, CHUNK)
     if idle(row, rule):
@@ -252,8 +228,6 @@ def apply_kernel(
     if EIGHT_BIT:
         gain = gradient_gain(rule)
         inverse = _inverse_means(partials, chunks, first, numel, CHUNK, rule)
-    elif rule.signals == "all":
-        tl.store(partials + _TRACES * chunks + chunk, tl.load(partials + _NEW_TRACES * chunks + chunk))
     count = tl.cdiv(numel, CHUNK).to(tl.int32)
     update_squares = tally(partials, _UPDATES, chunks, first, count)
     base_squares = tally(partials, _BASES, chunks, first, count)
@@ -265,9 +239,15 @@ def apply_kernel(
         keep = 1 - lr * rule.parameter_decay
     neurons = neurons_of(row, start)
     draw = (seed, step.to(tl.int32).to(tl.uint32), tl.load(row + _NUMBER).to(tl.uint32), start)
-    lanes, full = tl.arange(0, BLOCK), size // BLOCK * BLOCK
+    lanes, full, total = tl.arange(0, BLOCK), size // BLOCK * BLOCK, no_traces(EIGHT_BIT, BLOCK)
     for offset in range(0, full, BLOCK):
-        _apply(streams, blocks, offset + lanes, None, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC)
+        total = _apply(
+            total, streams, blocks, offset + lanes, None, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC
+        )  # fmt: skip
     for offset in range(full, size, BLOCK):
         mask = offset + lanes < size
-        _apply(streams, blocks, offset + lanes, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC)
+        total = _apply(
+            total, streams, blocks, offset + lanes, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC
+        )  # fmt: skip
+    if EIGHT_BIT and rule.signals == "all":
+        tl.store(partials + _NEW_TRACES * chunks + chunk, sum_of_traces(total, EIGHT_BIT))

@@ -31,7 +31,7 @@ from .gradient_squares import gradient_squares as fused_gradient_squares
 from .launching import relaunch
 from .plasticity_formulas import Rule
 from .plasticity_kernels import SUMS, apply_kernel, signals_kernel, update_kernel
-from .pointer_tables import VECTOR, Plan, Streams
+from .pointer_tables import VECTOR, Plan, Streams, filter_none
 
 
 @dataclass
@@ -178,12 +178,16 @@ def run(
     rule: Rule,
     params: Sequence[Tensor],
     traces: Sequence[Tensor],
+    scales: Sequence[Tensor | None] | None,
     seed: int,
     stochastic_rounding: bool,
     trust: bool,
 ) -> None:
     """All launches of one step on one device. trust: whether nothing wrote a trace that torch does not count."""
-    mine, types = plan.pick(traces), argument_types(rule)
+    mine, types = (
+        [*plan.pick(traces), *([] if scales is None else filter_none(plan.pick(scales)))],
+        argument_types(rule),
+    )
     versions = writes_to(mine)
     known = trust and versions is not None and versions == plan.versions
     launch(signals_kernel, plan, rule, types, not known)
@@ -235,7 +239,7 @@ def plasticity_step(
     for device, plan in prepared.plans.items():
         rule = kernel_rule(hyperparameters, device, max_grad_norm, **scaling)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            run(plan, rule, params, traces, seed, stochastic_rounding, trust="captured" not in workspace)
+            run(plan, rule, params, traces, scales, seed, stochastic_rounding, trust="captured" not in workspace)
     if prepared.others:
         theirs = [grad if index in prepared.others else None for index, grad in enumerate(grads)]
         plasticity_step_reference(
