@@ -313,6 +313,18 @@ def test_eight_bit_state(base, shape, device, monkeypatch):
     assert dequantise([moment[1] for moment in fused.state], fused.scales[1])[2].min() > 0
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_the_mean_of_an_eight_bit_trace(base, device):
+    """Steps that follow the trace alone: a code that differs by one moves an element by a hundredth of its step."""
+    options = {"base": base, "signal_weights": (1.0, 0.0, 0.0), "alpha_range": (0.0, 3.0), "steps": 4}
+    options["lr"] = 10.0 if base == "gradient" else 0.01  # far above float32's last digit
+    fused, reference = (Problem(device, [(9000,)], eight_bit=True).run(b, **options) for b in ("fused", "reference"))
+    start = Problem(device, [(9000,)]).params[0]
+    difference, moved = fused.params[0] - reference.params[0], reference.params[0] - start
+    assert difference.abs().max() < 0.02 * moved.abs().max()
+    assert difference.abs().mean() < 3e-5 * moved.abs().mean()
+
+
 def test_many_tensors_take_as_many_launches_as_one(device, monkeypatch):
     launches, launch = [], fused_module.launch
     monkeypatch.setattr(fused_module, "launch", lambda kernel, plan, *a, **k: launches.append(len(plan.buckets)) or launch(
