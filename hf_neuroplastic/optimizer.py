@@ -57,7 +57,8 @@ class NeuroPlastic(Optimizer):
         compile: for parameters on the CPU: take the step in C++, three to five times as fast. The system's compiler builds it
             on first use, in a second or two, and it is kept in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
             NEUROPLASTIC_CACHE_DIR are respected). None does so where it can and goes on with PyTorch elsewhere; True
-            raises where it cannot; False is PyTorch. They agree to rounding.
+            raises where it cannot; False is PyTorch. They agree to rounding. (A fused step on CUDA builds a small library
+            there too, if it can, which reads where tensors lie.)
         backend: "auto", "reference" or "fused".
 
     Attributes:

@@ -44,6 +44,11 @@ def test_only_others_and_nothing_at_all(device):
     assert squares([]) == squares([None]) == 0
 
 
+def test_the_first_gradient_may_be_of_another_form(device):
+    grads = [torch.ones(3, device=device).double(), *draw(device, (30, 7))]
+    assert_sum(squares(grads), grads)
+
+
 def test_one_table_serves_gradients_that_move(device):
     workspace = {}
     first, second = draw(device, (40,), (9,)), draw(device, (40,), (9,), seed=1)

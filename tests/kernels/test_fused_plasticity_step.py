@@ -325,6 +325,27 @@ def test_the_mean_of_an_eight_bit_trace(base, device):
     assert difference.abs().mean() < 3e-5 * moved.abs().mean()
 
 
+@pytest.mark.parametrize("wrong", [torch.ones(16), torch.ones(4097)], ids=["shorter", "longer"])
+def test_a_later_gradient_of_another_size_is_refused(wrong, device):
+    problem = Problem(device, [(7,), (4096,)]).run("fused", steps=1)
+    before = [p.clone() for p in problem.params]
+    with pytest.raises(RuntimeError, match=r"parameter 1 has shape \(4096,\) but its gradient or state another"):
+        problem.step("fused", [torch.ones(7, device=device), wrong.to(device)])
+    assert all(torch.equal(p, was) for p, was in zip(problem.params, before, strict=True))
+
+
+def test_a_gradient_that_is_not_contiguous_sends_its_tensor_away_for_that_step_alone(device):
+    fused, reference = (Problem(device, [(7,), (60, 70)]) for _ in range(2))
+    for number in range(3):
+        gradients = fused.gradients()
+        if number == 1:
+            gradients[1] = gradients[1].t().contiguous().t()
+        fused.step("fused", gradients)
+        assert fused.workspace["prepared"].others == ([1] if number == 1 else [])
+        reference.step("reference", gradients)
+    assert_close(fused, reference)
+
+
 def test_many_tensors_take_as_many_launches_as_one(device, monkeypatch):
     launches, launch = [], fused_module.launch
     monkeypatch.setattr(fused_module, "launch", lambda kernel, plan, *a, **k: launches.append(len(plan.buckets)) or launch(

@@ -193,6 +193,7 @@ def test_found_inf_leaves_everything_alone():
 ROUTED = {
     "a parameter that is not contiguous": (draw((6, 4)).t(), draw((4, 6), seed=1)),
     "a gradient that is not contiguous": (draw((4, 6)), draw((6, 4), seed=1).t()),
+    "a gradient whose sign is turned in a flag": (draw((4, 6)), torch._neg_view(draw((4, 6), seed=1))),
     "a gradient of another dtype": (draw((4, 6), torch.bfloat16), draw((4, 6), torch.float32, 1)),
 }
 
@@ -447,3 +448,15 @@ def test_an_unknown_keyword_and_unequal_lists_are_refused():
         plasticity_step(*state, **options, beta3=1)
     with pytest.raises(ValueError, match="lists of tensors must be of one length"):
         plasticity_step([], *state[1:], **options)
+
+
+@pytest.mark.parametrize("wrong", ["steps", "neuron_factors"])
+def test_lists_that_become_unequal_are_refused(wrong):
+    workspace, p = {}, [torch.zeros(2)]
+    lists = {name: [torch.zeros(2)] for name in ("grads", "traces", "exp_avgs", "exp_avg_sqs")}
+    lists |= {"params": p, "steps": [torch.zeros(())], "neuron_factors": None}
+    options = {"lr": 0.1, "base": "adamw", "betas": (0.9, 0.99), "compile": True, "workspace": workspace}
+    plasticity_step(**lists, **options)
+    with pytest.raises(ValueError, match="lists of tensors must be of one length"):
+        plasticity_step(**{**lists, wrong: []}, **options)
+    assert lists["steps"][0] == 1

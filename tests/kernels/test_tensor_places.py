@@ -72,6 +72,13 @@ def test_nothing_has_places_too(places):
     assert places([None]) != places([])
 
 
+def test_what_is_no_list_is_an_error_and_no_crash():
+    if module.compiled() is None:
+        pytest.skip("needs torch 2.10 and a C++ compiler")
+    with pytest.raises(SystemError):
+        module.compiled()((torch.zeros(1),))
+
+
 @pytest.mark.gpu
 def test_tensors_on_a_device(places):
     mine = [torch.randn(3, device="cuda"), torch.randn(3)]

@@ -42,7 +42,9 @@ def test_a_launch_is_looked_up_once_and_again_only_when_another_kernel_is_due(tm
         "3 3 True",  # with a flag
         "3 3 True",  # at an address that is no multiple of 16
         "3 0 True",
+        "3 0 True",
         "3 1 True",  # a seed of 64 bits
+        "3 0 True",
         "4 4 True",  # with the sum of squares
         "4 0 True",
         "3 3 True",  # with decay

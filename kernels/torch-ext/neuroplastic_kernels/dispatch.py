@@ -177,7 +177,11 @@ def gradient_squares(
 ) -> Tensor:
     """The sum of the squares of all gradients, for `plasticity_step`; see `reference.plasticity_options`."""
     present = [grad for grad in grads if grad is not None]
-    return select("gradient_squares", backend, present[:1])(present, workspace=workspace)
+    fusible = next(
+        (grad for grad in present if grad.dtype in FUSED_DTYPES), None
+    )  # the fused form sorts out the others
+    deciding = present[:1] if fusible is None else [fusible]
+    return select("gradient_squares", backend, deciding)(present, workspace=workspace)
 
 
 def ffn_activation(

@@ -41,13 +41,16 @@ class Prepared:
     key: Any
     plans: dict[torch.device, Plan]
     others: list[int]
+    may_return: bool  # whether only their gradients keep some of the others out
     gradients: Any = None  # the places of those that the plans point at
 
     def take_gradients(self, grads: Sequence[Tensor | None]) -> bool:
-        """Let every plan point at these gradients; False where they do not suit a plan."""
-        places = tensor_places([*grads])
+        """Let every plan point at these gradients; False where tensors with such gradients may be sorted in another way."""
+        places, first = tensor_places([*grads]), self.gradients is None
         if places != self.gradients:
             self.gradients = None
+            if self.may_return and not first:
+                return False
             if not all(plan.take_gradients(grads) for plan in self.plans.values()):
                 return False
             self.gradients = places
@@ -78,7 +81,7 @@ def prepare(key: Any, tensors: Sequence[Streams]) -> Prepared:
         else:
             others.append(index)
     plans = {device: Plan(tensors, indices, geometry().chunk, SUMS) for device, indices in fused.items()}
-    return Prepared(key, plans, others)
+    return Prepared(key, plans, others, any(is_fusible(tensors[index]._replace(grad=None)) for index in others))
 
 
 def refreshed(
@@ -154,23 +157,16 @@ def argument_types(rule: Rule) -> tuple[Any, ...]:
 
 
 def launch(kernel: Any, plan: Plan, rule: Rule, types: tuple[Any, ...], *arguments: Any) -> None:
-    """One launch per kind of tensor. types: `argument_types` of the rule; arguments: further ones, which seldom change."""
+    """One launch per kind of tensor. types: `argument_types` of the rule; arguments: further constants and whole numbers."""
     shape = geometry()
+    types = *types, *(value if isinstance(value, bool) else value.bit_length() > 31 for value in arguments)
     for kind, start, chunks in plan.buckets:
         relaunch(
-            plan.compiled, (kernel.__name__, start, types, arguments), kernel, chunks,
+            plan.compiled, (kernel.__name__, start, types), kernel, chunks,
             plan.fields, plan.owners, plan.partials, plan.chunks, start, rule, *arguments,
             DTYPES[kind.param], DTYPES[kind.grad], kind.eight_bit, kind.aligned, shape.chunk, shape.block,
             num_warps=shape.warps,
         )  # fmt: skip
-
-
-def writes_to(tensors: Sequence[Tensor]) -> list[int] | None:
-    """How many writes to each tensor torch has counted; None in inference mode, where it counts none."""
-    try:
-        return [tensor._version for tensor in tensors]
-    except RuntimeError:
-        return None
 
 
 def run(
@@ -188,14 +184,15 @@ def run(
         [*plan.pick(traces), *([] if scales is None else filter_none(plan.pick(scales)))],
         argument_types(rule),
     )
-    versions = writes_to(mine)
-    known = trust and versions is not None and versions == plan.versions
+    known = trust and all(plan.counts.unwritten(mine))
     launch(signals_kernel, plan, rule, types, not known)
     launch(update_kernel, plan, rule, types)
     launch(apply_kernel, plan, rule, types, seed, stochastic_rounding)
     increment_version([*mine, *compress(plan.pick(params), plan.gradients)])
-    unknown = versions is None or rule.signals.value != "all"  # then nothing has added up the traces
-    plan.versions = None if unknown else [version + 1 for version in versions or ()]
+    if rule.signals.value == "all":
+        plan.counts.remember(mine)
+    else:
+        plan.counts.forget()  # nothing has added up the traces
 
 
 @torch.no_grad()

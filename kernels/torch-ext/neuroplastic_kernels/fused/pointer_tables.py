@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference.plasticity_formulas import NeuronFactor
+from ..write_counts import WriteCounts
 
 # Columns of a table. EXTRA: the scratch for u, or the scales of an 8-bit state. NUMBER: the place in the caller's list.
 # FACTORS: the address of the factors of NEURONS neurons, 0 for none; STRIDE elements lie between a neuron and the next.
@@ -125,10 +126,13 @@ class ChunkTable:
         if not all(map(Tensor.is_contiguous, filter_none(mine))):
             return False
         addresses = [0 if grad is None else grad.data_ptr() or VECTOR for grad in mine]  # an empty one has no address
+        for grad, address, kind, numel in zip(mine, addresses, self.kinds, self.numels, strict=True):
+            if grad is None:
+                continue
+            same = grad.dtype == kind.grad and grad.numel() == numel and grad.device == self.fields.device
+            if not same or (kind.aligned and address % VECTOR):
+                return False
         if addresses != self.gradients:
-            for grad, address, kind in zip(mine, addresses, self.kinds, strict=True):
-                if grad is not None and (grad.dtype != kind.grad or (kind.aligned and address % VECTOR)):
-                    return False
             moved = [row for row, (old, new) in enumerate(zip(self.gradients, addresses, strict=True)) if old != new]
             add([self._slots[row] for row in moved], [addresses[row] - self.gradients[row] for row in moved])
             self.gradients = addresses
@@ -140,7 +144,7 @@ class Plan(ChunkTable):
 
     Attributes:
         partials: float32 [sums, chunks], for sums over chunks. update: float32, room for u.
-        versions: torch's counts of the writes to each trace after the last step, to which its kept sums belong.
+        counts: of the writes to each trace, and to its scales, when the sums in `partials` were theirs.
     """
 
     def __init__(self, tensors: Sequence[Streams], members: Sequence[int], chunk: int, sums: int) -> None:
@@ -152,7 +156,7 @@ class Plan(ChunkTable):
             device,
         )
         rows = [tensors[member] for member in self.members]
-        self.versions: list[int] | None = None
+        self.counts = WriteCounts()
         self.partials = torch.empty(sums, self.chunks, device=device)
         self.update = torch.empty(sum(padded(t.param.numel()) for t in rows if t.scales is None), device=device)
         self.fill(PARAM, [t.param.data_ptr() for t in rows])

@@ -24,8 +24,8 @@ enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 
 extern "C" {
 
-// Both structures are declared a second time in plasticity_step.py; every field has eight bytes. So are the numbers of
-// bases and dtypes.
+// Both structures are declared a second time, in tensor_table.py and plasticity_step.py; every field has eight bytes. So
+// are the numbers of dtypes and bases.
 
 struct Tensor {
   void* param;       // [numel] of dtype

@@ -131,7 +131,7 @@ def plasticity_step(
     lists, absent = (params, traces, exp_avgs, exp_avg_sqs), [None] * len(params)
     rounds = [stochastic_rounding and param.dtype == torch.bfloat16 for param in params]
     left_out = [rounded or scale is not None for rounded, scale in zip(rounds, scales or absent, strict=True)]
-    neurons = neuron_factors or absent
+    neurons = absent if neuron_factors is None else neuron_factors
     table = table_for(workspace, grads, lists, steps, neurons, left_out)
     taken = set(table.stepped)
     for number, grad in enumerate(grads):

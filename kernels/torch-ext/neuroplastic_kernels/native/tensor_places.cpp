@@ -32,6 +32,7 @@ void* PyBytes_FromStringAndSize(const char* from, ptrdiff_t size);
 // with the interpreter's error set if DLPack cannot describe one.
 void* tensor_places(const DLPackExchangeAPI* dlpack, void* list, const void* none) {
   const ptrdiff_t count = PyList_Size(list);
+  if (count < 0) return nullptr;  // no list
   std::vector<int64_t> places;
   places.reserve(count * 8);
   for (ptrdiff_t i = 0; i < count; ++i) {

@@ -55,7 +55,10 @@ def place(tensor: Any) -> Any:
 
 
 def tensor_places(tensors: list[Tensor | None]) -> Any:
-    """What compares equal while every tensor of a list keeps its address, dtype, device, sizes and strides."""
+    """What compares equal while every tensor of a list keeps its address, dtype, device, sizes and strides.
+
+    Tensors that only wrap others, such as sharded ones, have no address of their own: only their kind counts.
+    """
     read = compiled()
     if read is not None:
         try:

@@ -1,7 +1,7 @@
 """The table of tensors that plasticity_step.cpp steps, kept from step to step while they stay where they are.
 
-With a tensor it keeps the sum of its trace that the last step left. That is true while torch counts no write to the
-trace (`tensor._version`) but that step's; otherwise the trace is added up anew, which gives the same bits for the same
+With a tensor it keeps the sum of its trace that the last step left. That is true while the trace is the same tensor and
+torch counts no write to it but that step's; otherwise the trace is added up anew, which gives the same bits for the same
 values. What torch does not count, such as writes through `.data`, makes one step's mean that of before.
 """
 
@@ -9,7 +9,6 @@ import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..reference.plasticity_formulas import NeuronFactor
 from ..reference.plasticity_lists import check_lists
 from ..reference.plasticity_step import is_flat
+from ..write_counts import WriteCounts
 from .tensor_places import tensor_places, whereabouts
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -59,11 +59,6 @@ def tensor_record(param: Tensor, state: Sequence[Tensor], neurons: NeuronFactor 
     return record
 
 
-def writes_to(tensors: Sequence[Tensor]) -> list[float]:
-    """How many writes to each tensor torch has counted; NaN, which equals nothing, where it counts none."""
-    return [math.nan if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
 class TensorTable:
     """Those of a step's tensors that the compiled form takes, whether or not they have a gradient this time."""
 
@@ -76,20 +71,14 @@ class TensorTable:
     ) -> None:
         """key: `whereabouts`. lists: p, a, m and v of each tensor. left_out: what not to take although it could be."""
         rows = list(zip(*lists, strict=True))
-        self.key, self.left_out, self.traces = key, left_out, list(map(ref, lists[1]))
+        self.key, self.left_out, self.counts = key, left_out, WriteCounts()
         self.members = [i for i, (p, *state) in enumerate(rows) if not left_out[i] and takes(p, p, *state)]
         found = [tensor_record(rows[i][0], rows[i][1:], neurons[i]) for i in self.members]
         self.array = (TensorRecord * len(found))(*found)
         self.records = list(self.array)  # of the array's memory
-        self.versions = [math.nan] * len(found)  # of the traces whose sums the records hold
         self.gradients: Any = None  # the places of those that the records name
         self.stepped: list[int] = []  # the members that have such a gradient
         self.active: list[TensorRecord] = []  # their records
-
-    def is_of(self, key: Any, traces: Sequence[Tensor], left_out: Sequence[bool]) -> bool:
-        """Whether this is the table of these tensors. A new trace may lie where an old one did."""
-        same = self.key == key and self.left_out == left_out
-        return same and all(held() is trace for held, trace in zip(self.traces, traces, strict=True))
 
     def take_gradients(self, places: Any, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Name the gradients in the records, but those that the compiled form does not take. places: theirs."""
@@ -103,14 +92,16 @@ class TensorTable:
 
     def forget_written_sums(self, traces: Sequence[Tensor]) -> None:
         """Give up the sums of traces that something else has written since `remember_sums`."""
-        versions = writes_to([traces[index] for index in self.members])
-        for record, version, held in zip(self.records, versions, self.versions, strict=True):
-            if version != held:
+        for record, unwritten in zip(self.records, self.counts.unwritten(self._mine(traces)), strict=True):
+            if not unwritten:
                 record.trace_sum = math.nan
 
     def remember_sums(self, traces: Sequence[Tensor]) -> None:
         """The sums in the records are those of the traces as they are now."""
-        self.versions = writes_to([traces[index] for index in self.members])
+        self.counts.remember(self._mine(traces))
+
+    def _mine(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [tensors[index] for index in self.members]
 
 
 def table_for(
@@ -125,9 +116,9 @@ def table_for(
 
     lists: p, a, m and v of each tensor. Raises as `check_lists` does, which is asked when something has moved.
     """
-    key, places = whereabouts(lists, neurons), tensor_places([*grads])
+    key, places = whereabouts((*lists, steps), neurons), tensor_places([*grads])
     held: TensorTable | None = workspace.get("table")
-    if held is not None and not held.is_of(key, lists[1], left_out):
+    if held is not None and (held.key, held.left_out) != (key, left_out):
         held = None
     if held is None or held.gradients != places:
         check_lists(lists[0], grads, lists[1:], steps, neurons)

@@ -43,8 +43,9 @@ def propose(pieces: Sequence[Piece], hyper: Hyperparameters, now: Moment) -> Ten
 
 
 def is_flat(stream: Tensor) -> bool:
-    """Whether a tensor is one run of memory of this process: contiguous, and no subclass such as a sharded DTensor."""
-    return stream.is_contiguous() and type(stream) in (Tensor, torch.nn.Parameter)
+    """Whether a tensor is one run of memory of this process: contiguous, no subclass such as a sharded DTensor, and its numbers
+    as they lie there."""
+    return stream.is_contiguous() and type(stream) in (Tensor, torch.nn.Parameter) and not stream.is_neg()
 
 
 class Buffers:
