@@ -54,7 +54,7 @@ class NeuroPlastic(Optimizer):
             CPU it is slow. DropIn does not replace neurons under it.
         capturable: keep step counters on the parameters' device for the reference form too, so that it can be captured in a
             CUDA graph; the fused form always can, after one step outside. A learning rate that changes must be a tensor.
-        compile: for parameters on the CPU: take the step in C++, three to five times as fast. The system's compiler builds it
+        compile: for parameters on the CPU: take the step in C++, four to five times as fast. The system's compiler builds it
             on first use, in a second or two, and it is kept in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
             NEUROPLASTIC_CACHE_DIR are respected). None does so where it can and goes on with PyTorch elsewhere; True
             raises where it cannot; False is PyTorch. They agree to rounding. (A fused step on CUDA builds a small library
