@@ -8,8 +8,8 @@ def relaunch(held: dict[Any, Any], key: Hashable, kernel: Any, programs: int, *a
     """`kernel[(programs,)](*arguments, **options)`, but for a known key by what its first launch compiled and loaded.
 
     For each launch Triton looks at the type, size and alignment of every argument and at all global constants, to find the
-    compiled kernel: for a kernel of many arguments five times the work of the launch itself. Equal keys promise that it
-    would find the same one. Interpreted kernels are never held.
+    compiled kernel: for kernels of many arguments, that is most of the work. Equal keys promise that it would find the same
+    one. Interpreted kernels are never held.
 
     held: what launches so far have compiled, for one device. arguments: all of the kernel's, its constants included, in
     their order. options: how to compile, such as num_warps.
