@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_mlp, tiny_model
+from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_mlp, tiny_model, train
 
 from hf_neuroplastic import DropIn, DropInConfig
 from hf_neuroplastic.decisions import Action, Decision
 
 EAGER = {"interval": 1, "maturity": 2, "max_fraction": 1.0, "threshold": 0.01, "stop": None}
-
-
-def _train(model, dropin, optimizer, batches):
-    for batch in batches:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        dropin.step(optimizer)
 
 
 def _plant_dead(dropin, neurons):
@@ -40,7 +32,7 @@ def test_exactly_the_planted_dead_neurons_are_reborn(family, criterion):
                 site.down.weight[:, planted] = 0.0
     before = [site.up.weight.detach().clone() for site in dropin.sites]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    _train(model, dropin, optimizer, [tiny_batch(family, seed=seed) for seed in range(2)])
+    train(model, dropin, optimizer, [tiny_batch(family, seed=seed) for seed in range(2)])
     for site, old, known, count in zip(dropin.sites, before, dropin.statistics, dropin.replaced, strict=True):
         changed = (site.up.weight != old).any(dim=1).nonzero().squeeze(1).tolist()
         assert changed == planted
@@ -54,7 +46,7 @@ def test_new_neurons_do_not_take_after_the_dead_ones_still_waiting():
     _plant_dead(dropin, list(range(12)))  # two of twelve go in this event
     healthy = [site.up.bias[12:].mean().item() for site in dropin.sites]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
+    train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
     for site, mean, count in zip(dropin.sites, healthy, dropin.replaced, strict=True):
         assert int(count) == 2
         torch.testing.assert_close(site.up.bias[:2], torch.full((2,), mean))
@@ -80,10 +72,10 @@ def test_reborn_neurons_learn():
     dropin = DropIn(model, DropInConfig(**EAGER))
     _plant_dead(dropin, [3])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
+    train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
     reborn = [site.up.weight[3].detach().clone() for site in dropin.sites]
     assert all(not site.down.weight[:, 3].any() for site in dropin.sites)
-    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2, 5)])
+    train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2, 5)])
     for site, start in zip(dropin.sites, reborn, strict=True):
         assert site.down.weight[:, 3].any()  # moves first: the outgoing weights were zero
         assert not torch.equal(site.up.weight[3], start)
@@ -139,7 +131,7 @@ def test_report_holds_plain_floats():
     _plant_dead(dropin, [0, 1, 2])
     assert dropin.report()["neuro/dead_fraction"] == 0.0  # nothing observed yet
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    _train(model, dropin, optimizer, [tiny_batch("ast")])
+    train(model, dropin, optimizer, [tiny_batch("ast")])
     report = dropin.report()
     assert all(type(value) is float for value in report.values())
     assert report["neuro/dead_fraction"] == pytest.approx(6 / 48)
@@ -165,7 +157,7 @@ def test_other_dtypes(dtype):
     batches = [tiny_batch("ast", seed=seed) for seed in range(4)]
     for batch in batches:
         batch["input_values"] = batch["input_values"].to(dtype)
-    _train(model, dropin, optimizer, batches)
+    train(model, dropin, optimizer, batches)
     assert all(int(count) > 0 for count in dropin.replaced)
     assert all(p.dtype == dtype and torch.isfinite(p).all() for p in model.parameters())
 
@@ -174,7 +166,7 @@ def test_nothing_is_decided_on_old_observations():
     model = tiny_model("ast")
     dropin = DropIn(model, DropInConfig(**{**EAGER, "threshold": float("inf"), "max_fraction": 0.1}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    _train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
+    train(model, dropin, optimizer, [tiny_batch("ast", seed=seed) for seed in range(2)])
     replaced = [int(count) for count in dropin.replaced]
     assert replaced == [3, 3]
     for _ in range(5):

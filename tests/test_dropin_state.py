@@ -4,17 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_mlp, tiny_model
+from tiny import tiny_batch, tiny_mlp, tiny_model, train
 
 from hf_neuroplastic import DropIn, DropInConfig
-
-
-def _train(model, dropin, optimizer, batches):
-    for batch in batches:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        dropin.step(optimizer)
 
 
 @pytest.mark.parametrize("observe_every", [1, 3])
@@ -29,14 +21,14 @@ def test_state_dict_continues_a_run_bit_for_bit(observe_every):
 
     batches = [tiny_batch("ast", seed=seed) for seed in range(8)]
     model, dropin, optimizer = make()
-    _train(model, dropin, optimizer, batches)
+    train(model, dropin, optimizer, batches)
 
     first = make()
-    _train(*first, batches[:5])
+    train(*first, batches[:5])
     second = make()
     for source, target in zip(first, second, strict=True):
         target.load_state_dict(copy.deepcopy(source.state_dict()))
-    _train(*second, batches[5:])
+    train(*second, batches[5:])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second[0].parameters(), strict=True))
     for a, b in zip(dropin.statistics, second[1].statistics, strict=True):
         assert all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())

@@ -175,3 +175,12 @@ def tiny_decoder() -> nn.Module:
     return BertLMHeadModel(
         BertConfig(**SMALL, vocab_size=30, max_position_embeddings=20, is_decoder=True, add_cross_attention=True)
     )
+
+
+def train(model, dropin, optimizer, batches):
+    """A plain loop of optimizer steps, a batch each."""
+    for batch in batches:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dropin.step(optimizer)

@@ -1,20 +1,14 @@
 """The compiled CPU form of `plasticity_step` against the reference, and against itself on other numbers of threads."""
 
-import os
-import shutil
-
 import pytest
 import torch
+from native_step import BASES, BLOCK, assert_identical, draw, factors, needs_compiler, state_dtype
 
 from hf_neuroplastic import NeuroPlastic
 from neuroplastic_kernels import NeuronFactor, gradient_squares, plasticity_step, select
 from neuroplastic_kernels.native.tensor_table import takes
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which(os.environ.get("CXX", "g++").split()[0]), reason="needs a C++ compiler: install g++ or set CXX"
-)
-BASES = ("gradient", "adamw", "momentum")
-BLOCK = 8192  # of the source
+pytestmark = needs_compiler
 SHAPES = [(), (1,), (7, 13), (BLOCK - 1,), (BLOCK,), (2 * BLOCK + 5,)]
 CASES = {
     "default": {},
@@ -38,14 +32,6 @@ CASES = {
 }  # fmt: skip
 
 
-def draw(shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def state_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def run(params, gradients, compile, **options):
     """Parameters and state after a step for each list of gradients."""
     params = [p.clone(memory_format=torch.preserve_format) for p in params]
@@ -60,11 +46,6 @@ def run(params, gradients, compile, **options):
 def assert_same(got, want, **tolerance):
     for actual, expected in zip(got, want, strict=True):
         torch.testing.assert_close(actual, expected, equal_nan=True, **tolerance)
-
-
-def assert_identical(got, want):
-    for actual, expected in zip(got, want, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -225,10 +206,6 @@ NEURONS = {  # shape, dim: neurons in rows, in columns (also counted from the en
 }  # fmt: skip
 
 
-def factors(shape, dim, dtype=torch.float32):
-    return NeuronFactor(draw((shape[dim],), dtype, 9).abs(), dim)
-
-
 @pytest.mark.parametrize("decay", DECAYS, ids=["no decay", "coupled", "decoupled"])
 @pytest.mark.parametrize("case", NEURONS)
 def test_neuron_factors_are_the_reference_s(case, decay):
@@ -298,112 +275,6 @@ def test_stochastic_rounding_goes_to_the_reference():
     assert_identical(*(run([param], [grads], flag, **options) for flag in (True, False)))
 
 
-class Lists:
-    """Tensors that are stepped again and again, their state and workspace between the steps in reach."""
-
-    def __init__(self, shapes, dtype=torch.float32, **options):
-        self.params = [draw(shape, dtype) for shape in shapes]
-        self.states = [[torch.zeros_like(p, dtype=state_dtype(dtype)) for p in self.params] for _ in range(3)]
-        self.steps, self.workspace = [torch.zeros(()) for _ in shapes], {}
-        self.options = {"lr": 0.03, "betas": (0.9, 0.97), "base": "adamw", **options}
-
-    def step(self, seed, without=()):
-        grads = [None if k in without else draw(p.shape, p.dtype, seed) for k, p in enumerate(self.params)]
-        plasticity_step(self.params, grads, *self.states, self.steps, compile=True, workspace=self.workspace,
-                        **self.options)  # fmt: skip
-
-    def all(self):
-        return [self.params, *self.states, self.steps]
-
-
-def lists_stepped(steps, between=lambda lists: None, **options):
-    lists = Lists([(3, 5), (2 * BLOCK + 5,)], **options)
-    for seed in range(1, steps + 1):
-        lists.step(seed)
-        between(lists)
-    return lists.all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("base", BASES)
-def test_sums_of_traces_that_a_step_left_change_no_bit(base, dtype):
-    kept = lists_stepped(4, base=base, dtype=dtype)
-    assert_identical(kept, lists_stepped(4, lambda lists: lists.workspace.clear(), base=base, dtype=dtype))
-
-
-def test_a_step_takes_the_sums_that_the_last_one_left():
-    """Seen from a write that torch does not count; gradients have moved in between."""
-    unseen = lists_stepped(2, lambda lists: lists.states[0][1].numpy().fill(3.0))
-    seen = lists_stepped(2, lambda lists: lists.states[0][1].fill_(3.0))
-    assert_identical([each[:1] for each in unseen], [each[:1] for each in seen])
-    assert not torch.equal(unseen[0][1], seen[0][1])
-
-
-def foreign(trace):
-    """The same memory as a tensor that torch counts the same number of writes to, but other values."""
-    other = torch.from_numpy(trace.numpy())
-    while other._version < trace._version:
-        other.mul_(2)
-    return other
-
-
-WRITES = {
-    "in place": lambda lists: lists.states[0][1].mul_(2),
-    "a part of it": lambda lists: lists.states[0][1][5:].fill_(1.0),
-    "another tensor": lambda lists: lists.states[0].__setitem__(1, draw((2 * BLOCK + 5,), torch.float32, 9).abs()),
-    "another tensor in its place": lambda lists: lists.states[0].__setitem__(1, foreign(lists.states[0][1])),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", WRITES)
-def test_a_trace_written_between_steps_is_added_up_anew(case):
-    def write_and_forget(lists):
-        WRITES[case](lists)
-        lists.workspace.clear()
-
-    assert_identical(lists_stepped(4, WRITES[case]), lists_stepped(4, write_and_forget))
-
-
-def test_tensors_without_a_gradient_for_a_while_keep_their_sums_and_are_left_alone():
-    def steps(forgets):
-        lists = Lists([(3, 5), (2 * BLOCK + 5,), (4,)])
-        for seed, without in enumerate([(), (1,), (0, 2), (1,), (0, 1, 2), ()], start=1):
-            before = [[each[k].clone() for k in without] for each in lists.all()]
-            lists.step(seed, without)
-            assert_identical([[each[k] for k in without] for each in lists.all()], before)
-            if forgets:
-                lists.workspace.clear()
-        return lists.all()
-
-    assert_identical(steps(forgets=False), steps(forgets=True))
-
-
-def test_one_workspace_serves_lists_that_change():
-    """Other tensors, other dtypes and forms, other neuron factors: each step looks at what it is given."""
-    first, second = Lists([(3, 5), (9,)]), Lists([(3, 5), (9,)], torch.bfloat16)
-    second.workspace = first.workspace
-    apart, other = Lists([(3, 5), (9,)]), Lists([(3, 5), (9,)], torch.bfloat16)
-    for seed in range(1, 7):
-        changed = {
-            "stochastic_rounding": seed % 2 == 0,
-            "neuron_factors": [None, factors((9,), 0)] if seed > 3 else None,
-        }
-        for lists in (first, second, apart, other):
-            lists.options |= changed
-            lists.step(seed)
-    assert_identical(first.all(), apart.all())
-    assert_identical(second.all(), other.all())
-
-
-def test_a_factor_moved_to_another_dimension_is_seen():
-    lists, values = Lists([(4, 4)]), torch.tensor([0.0, 1, 1, 1])
-    for dim in (0, 1):
-        before = lists.params[0].clone()
-        lists.options["neuron_factors"] = [NeuronFactor(values, dim)]
-        lists.step(dim + 1)
-        assert torch.equal(lists.params[0].select(dim, 0), before.select(dim, 0))
-
-
 @pytest.mark.parametrize("compile", [False, True])
 def test_twice_n_steps_are_n_steps_saved_and_n_more(compile):
     shapes = [(3, 5), (BLOCK + 3,)]
@@ -448,15 +319,3 @@ def test_an_unknown_keyword_and_unequal_lists_are_refused():
         plasticity_step(*state, **options, beta3=1)
     with pytest.raises(ValueError, match="lists of tensors must be of one length"):
         plasticity_step([], *state[1:], **options)
-
-
-@pytest.mark.parametrize("wrong", ["steps", "neuron_factors"])
-def test_lists_that_become_unequal_are_refused(wrong):
-    workspace, p = {}, [torch.zeros(2)]
-    lists = {name: [torch.zeros(2)] for name in ("grads", "traces", "exp_avgs", "exp_avg_sqs")}
-    lists |= {"params": p, "steps": [torch.zeros(())], "neuron_factors": None}
-    options = {"lr": 0.1, "base": "adamw", "betas": (0.9, 0.99), "compile": True, "workspace": workspace}
-    plasticity_step(**lists, **options)
-    with pytest.raises(ValueError, match="lists of tensors must be of one length"):
-        plasticity_step(**{**lists, wrong: []}, **options)
-    assert lists["steps"][0] == 1
