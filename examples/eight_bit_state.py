@@ -9,9 +9,8 @@ from pathlib import Path
 
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-from hf_neuroplastic import demo
-from hf_neuroplastic.data import load_asvspoof2019, write_corpus
-from hf_neuroplastic.finetuning import fine_tune
+from hf_neuroplastic.audio import demo, load_asvspoof2019, write_corpus
+from hf_neuroplastic.audio.training import fine_tune
 
 
 def compare(seed: int, folder: Path) -> None:

@@ -11,9 +11,9 @@ import argparse
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer, TrainingArguments
 
 from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
-from hf_neuroplastic.data import LABELS, AudioCollator, load_asvspoof2019
-from hf_neuroplastic.finetuning import bona_fide_scores
-from hf_neuroplastic.metrics import equal_error_rate
+from hf_neuroplastic.audio import LABELS, AudioCollator, load_asvspoof2019
+from hf_neuroplastic.audio.metrics import equal_error_rate
+from hf_neuroplastic.audio.training import bona_fide_scores
 
 
 def main() -> None:

@@ -1,15 +1,21 @@
 """Plasticity for fine-tuning Hugging Face models: the NeuroPlastic optimizer and DropIn neuron replacement."""
 
-from .callback import DropInCallback
-from .checkpoint import SideFileError, last_whole_checkpoint, load_side_files, resume_dropin, save_side_files
-from .config import DropInConfig
-from .dropin import DropIn, unpatch
-from .growth import grow
-from .hub import save_for_hub
-from .optimizer import NeuroPlastic
-from .resize import compact, reserve
-from .saved_keys import accept_saved_keys
-from .schedules import Constant, Cosine, OneOff
+from .huggingface.callback import DropInCallback
+from .huggingface.checkpoint import (
+    SideFileError,
+    last_whole_checkpoint,
+    load_side_files,
+    resume_dropin,
+    save_side_files,
+)
+from .huggingface.hub import save_for_hub
+from .huggingface.saved_keys import accept_saved_keys
+from .neurons.config import DropInConfig
+from .neurons.dropin import DropIn, unpatch
+from .neurons.operate.growth import grow
+from .neurons.operate.resize import compact, reserve
+from .neurons.schedules import Constant, Cosine, OneOff
+from .optimizer.neuroplastic import NeuroPlastic
 
 __version__ = "0.1.0"
 __all__ = [

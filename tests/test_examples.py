@@ -21,8 +21,8 @@ def test_plain_loop_replaces_the_dead():
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "ast"])
 def test_trainer(kind, tmp_path, monkeypatch, capsys):
-    from hf_neuroplastic.data import write_corpus
-    from hf_neuroplastic.demo import save_small_model
+    from hf_neuroplastic.audio import write_corpus
+    from hf_neuroplastic.audio.demo import save_small_model
 
     corpus = write_corpus(tmp_path / "corpus", utterances={"train": 8, "dev": 4, "eval": 8})
     save_small_model(kind, tmp_path / "model", seed=0)
@@ -51,11 +51,11 @@ def test_continual_learning(tmp_path, monkeypatch, capsys):
 
 
 def test_eight_bit_state(monkeypatch, capsys):
-    from hf_neuroplastic.demo import Scale
-    from hf_neuroplastic.finetuning import Settings
+    from hf_neuroplastic.audio.demo import Scale
+    from hf_neuroplastic.audio.training import Settings
 
     size = Scale({"train": 8, "dev": 4, "eval": 8}, Settings(steps=1, batch_size=2, max_seconds=0.5))
-    monkeypatch.setattr("hf_neuroplastic.demo.scale", lambda *_: size)
+    monkeypatch.setattr("hf_neuroplastic.audio.demo.scale", lambda *_: size)
     monkeypatch.setattr(sys, "argv", ["eight_bit_state.py", "--seeds", "1"])
     runpy.run_path(str(EXAMPLES / "eight_bit_state.py"), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "EER" in line]

@@ -1,72 +1,110 @@
-"""The architecture the layout promises: levels, a stand-alone kernel package, a folder that shadows nothing."""
+"""The architecture that the layout promises: rooms in an order, a stand-alone kernel package, a folder that shadows nothing."""
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import neuroplastic_kernels
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_neuroplastic"
 KERNELS = ROOT / "kernels" / "torch-ext" / "neuroplastic_kernels"
 
-LEVELS = {
-    "checks": -2, "schedules": -1,
-    "config": 0, "data": 0, "metrics": 0, "saved_keys": 0,
-    "sites": 1,
-    "statistics": 2, "frame_mask": 2,
-    "criteria": 3, "decisions": 3, "optimizer_state": 3, "observation": 3, "report": 3, "dropin_state": 3,
-    "optimizer_options": 2, "optimizer_diagnostics": 3, "optimizer_storage": 3,
-    "fused_forward": 4, "surgery": 4, "synaptic_scaling": 4, "resize": 4, "optimizer": 4,
-    "neuron_plasticity": 4, "planning": 4, "optimizer_checks": 4, "widths": 5, "growth": 5,
-    "dropin": 6,
-    "checkpoint": 7,
-    "hub": 8,
-    "callback": 9,
-    "__init__": 10,
-    "finetuning": 11,
-    "figures": 12,
-    "demo": 13,
-    "cli": 14,
-    "__main__": 15,
-}  # fmt: skip
+# Each place may import from those before it and from itself; places of one tuple know nothing of each other.
+ROOMS = [("optimizer", "neurons"), "huggingface", "__init__", "audio", "cli", "__main__"]
+FLOORS = [
+    "checks",
+    "schedules",
+    "config",
+    "sites",
+    "observe",
+    "decide",
+    "operate",
+    "dropin_state",
+    "dropin",
+    "__init__",
+]
+OPERATIONS = ("plasticity_step", "ffn_activation", "neuron_reinit", "synaptic_scale")
+WORKSHOPS = ["common", OPERATIONS, "dispatch", "layers", "__init__"]
+HOUSES = [(PACKAGE, ROOMS), (PACKAGE / "neurons", FLOORS), (KERNELS, WORKSHOPS)]
 
 
-def _level(path: Path) -> int:
-    return LEVELS[path.relative_to(PACKAGE).parts[0].removesuffix(".py")]
+def places(order: list) -> dict[str, int]:
+    return {name: level for level, names in enumerate(order) for name in ([names] if isinstance(names, str) else names)}
 
 
-def _imports(path: Path) -> list[tuple[int, str]]:
-    """(relative level, module or name) of every import in a file."""
-    found = []
+def imports(path: Path) -> Iterator[Path]:
+    """What a file of this repository imports from its packages, as a path without suffix."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = path.parents[node.level - 1]
+            target = start.joinpath(*(node.module or "").split("."))
+            if node.module != "_ops":  # written by kernel-builder
+                yield from (target / alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found += [(node.level, node.module)] if node.module else [(node.level, alias.name) for alias in node.names]
-    return found
+            yield from absolute(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from absolute(alias.name for alias in node.names)
+
+
+def absolute(names) -> Iterator[Path]:
+    for name in names:
+        package, *parts = name.split(".")
+        for house in (PACKAGE, KERNELS):
+            if package == house.name:
+                yield house.joinpath(*(parts or ["__init__"]))
+
+
+def place(path: Path, house: Path) -> str:
+    """The room of `path`: `house` itself, and what its __init__ offers, is the room "__init__"."""
+    name = path.relative_to(house).parts[0].removesuffix(".py")
+    return name if (house / name).is_dir() or (house / f"{name}.py").is_file() else "__init__"
+
+
+FILES = [
+    pytest.param(house, order, path, id=str(path.relative_to(house.parent)))
+    for house, order in HOUSES
+    for path in sorted(house.rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize(("house", "order", "path"), FILES)
+def test_a_file_imports_only_from_the_places_before_its_own(house, order, path):
+    levels = places(order)
+    here = place(path, house)
+    for target in imports(path):
+        if target.is_relative_to(house) and (there := place(target, house)) != here:
+            assert levels[there] < levels[here], f"{path} imports {target}"
+
+
+def test_every_folder_has_its_place():
+    for house, order in HOUSES:
+        assert {place(path, house) for path in house.rglob("*.py")} == places(order).keys()
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_from_lower_levels(path):
-    depth = len(path.relative_to(PACKAGE).parts)
-    for level, name in _imports(path):
-        if level == depth:  # relative to the package itself
-            target = name.split(".")[0]
-        elif level == 0 and name.split(".")[0] == "hf_neuroplastic":
-            target = [*name.split("."), "__init__"][1]
-        else:
-            continue
-        if depth == 2 and target == path.parent.name:
-            continue  # a folder is one level
-        assert LEVELS[target] < _level(path), (
-            f"{path.name} (level {_level(path)}) imports {target} (level {LEVELS[target]})"
-        )
+def test_kernels_are_imported_by_what_their_package_offers(path):
+    """A kernel package that is loaded from the Hub serves nothing else."""
+    reached = [target.relative_to(KERNELS) for target in imports(path) if target.is_relative_to(KERNELS)]
+    offered = set(neuroplastic_kernels.__all__)
+    assert all(len(target.parts) == 1 and target.name in offered for target in reached), reached
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: str(path.relative_to(KERNELS)))
 def test_the_kernel_package_stands_alone(path):
-    outside = {name.split(".")[0] for level, name in _imports(path) if level == 0}
+    tree = ast.walk(ast.parse(path.read_text()))
+    outside = {
+        name.split(".")[0]
+        for node in tree
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }  # fmt: skip
     assert outside <= {"torch", "triton"} | sys.stdlib_module_names
 
 

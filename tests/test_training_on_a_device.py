@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic
-from hf_neuroplastic.decisions import decide_replacement
-from hf_neuroplastic.statistics import NeuronStatistics
+from hf_neuroplastic.neurons.decide.decisions import decide_replacement
+from hf_neuroplastic.neurons.observe.statistics import NeuronStatistics
 
 BASE = {"layerdrop": 0.0, "mask_time_prob": 0.0}  # wav2vec2-base is what Wav2Vec2Config() describes
 RUNS = [

@@ -13,7 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from hf_neuroplastic import DropIn
 from neuroplastic_kernels import ffn_activation
-from neuroplastic_kernels.moments import ROWS
+from neuroplastic_kernels.ffn_activation.neuron_sums import ROWS
 
 WIDTH, NEURONS, DROPOUT = 768, 3072, 0.1
 RATE = 16_000

@@ -12,7 +12,7 @@ from plasticity_step import synchronize, timed
 from torch import Tensor
 
 from neuroplastic_kernels import neuron_reinit
-from neuroplastic_kernels.neurons import GROUP, Incoming, NeuronTensors, StateSlice, models
+from neuroplastic_kernels.neuron_reinit.neurons import GROUP, Incoming, NeuronTensors, StateSlice, models
 
 SITES, WIDTH, NEURONS = 12, 768, 3072
 FILLS: dict[str, tuple[Any, ...]] = {  # of an optimizer's state, per parameter

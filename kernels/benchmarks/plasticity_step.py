@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import ASTConfig, ASTModel, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
 
 from hf_neuroplastic import NeuroPlastic
-from neuroplastic_kernels.reference.plasticity_formulas import Hyperparameters, apply_update, moment
-from neuroplastic_kernels.reference.plasticity_step import one_piece, propose
+from neuroplastic_kernels.plasticity_step.formulas import Hyperparameters, apply_update, moment
+from neuroplastic_kernels.plasticity_step.reference import one_piece, propose
 
 WIDE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {

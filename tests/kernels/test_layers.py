@@ -12,8 +12,8 @@ from transformers.activations import ACT2FN
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Config, Wav2Vec2FeedForward
 
 import neuroplastic_kernels
+from neuroplastic_kernels.ffn_activation.reference import ACTIVATIONS
 from neuroplastic_kernels.layers import FusedFeedForward, activation_name
-from neuroplastic_kernels.reference.ffn_activation import ACTIVATIONS
 
 CONFIG = {"hidden_size": 6, "intermediate_size": 10, "hidden_dropout": 0.0, "activation_dropout": 0.0}
 

@@ -7,8 +7,8 @@ import torch
 from neuron_cases import copy_site, map_tensors, random_site
 
 from neuroplastic_kernels import ffn_activation, neuron_reinit, plasticity_step, synaptic_scale
-from neuroplastic_kernels.moments import ROWS
-from neuroplastic_kernels.reference.ffn_activation import ACTIVATIONS
+from neuroplastic_kernels.ffn_activation.neuron_sums import ROWS
+from neuroplastic_kernels.ffn_activation.reference import ACTIVATIONS
 
 pytest.importorskip("triton")
 

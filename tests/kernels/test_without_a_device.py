@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def lines_of(script: str, cache: Path) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
-    done = subprocess.run([sys.executable, TESTS / script], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SUPPORT / script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

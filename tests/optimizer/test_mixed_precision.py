@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from hf_neuroplastic import NeuroPlastic
-from neuroplastic_kernels.reference.plasticity_formulas import (
+from neuroplastic_kernels.plasticity_step.formulas import (
     Hyperparameters,
     base_direction,
     coefficient,
     fill_buffers,
     moment,
 )
-from neuroplastic_kernels.reference.plasticity_options import Options, careful_step
-from neuroplastic_kernels.reference.plasticity_step import one_piece
+from neuroplastic_kernels.plasticity_step.options import Options, careful_step
+from neuroplastic_kernels.plasticity_step.reference import one_piece
 
-plasticity_options = importlib.import_module("neuroplastic_kernels.reference.plasticity_options")
+plasticity_options = importlib.import_module("neuroplastic_kernels.plasticity_step.options")
 
 BASES = ("gradient", "adamw", "momentum")
 

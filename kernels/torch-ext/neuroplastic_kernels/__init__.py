@@ -1,6 +1,7 @@
-"""Operations for plasticity during fine-tuning; each has a PyTorch reference and room for a fused form."""
+"""Operations for plasticity during fine-tuning: each a PyTorch reference, most with a fused form of the same signature."""
 
 from . import layers
+from .common.philox import uniform
 from .dispatch import (
     BACKENDS,
     ffn_activation,
@@ -10,16 +11,36 @@ from .dispatch import (
     select,
     synaptic_scale,
 )
-from .reference.plasticity_formulas import NeuronFactor
+from .ffn_activation import neuron_sums
+from .ffn_activation.reference import record_moments
+from .layers import activation_name
+from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
+from .plasticity_step import eight_bit
+from .plasticity_step.formulas import Hyperparameters, NeuronFactor
+from .plasticity_step.measure import measure
+from .plasticity_step.reference import is_flat
 
 __all__ = [
     "BACKENDS",
+    "Fill",
+    "Hyperparameters",
+    "Incoming",
+    "Init",
     "NeuronFactor",
+    "NeuronTensors",
+    "StateSlice",
+    "activation_name",
+    "eight_bit",
     "ffn_activation",
     "gradient_squares",
+    "is_flat",
     "layers",
+    "measure",
     "neuron_reinit",
+    "neuron_sums",
     "plasticity_step",
+    "record_moments",
     "select",
     "synaptic_scale",
+    "uniform",
 ]

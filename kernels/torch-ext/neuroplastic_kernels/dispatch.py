@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .native.plasticity_step import load_plasticity_step
-from .neurons import NeuronTensors
-from .reference.ffn_activation import ffn_activation as ffn_activation_reference
-from .reference.neuron_reinit import neuron_reinit as neuron_reinit_reference
-from .reference.plasticity_formulas import NeuronFactor
-from .reference.plasticity_lists import check_lists
-from .reference.plasticity_options import gradient_squares as gradient_squares_reference
-from .reference.plasticity_options import plasticity_step as plasticity_step_reference
-from .reference.synaptic_scale import synaptic_scale as synaptic_scale_reference
+from .ffn_activation.reference import ffn_activation as ffn_activation_reference
+from .neuron_reinit.neurons import NeuronTensors
+from .neuron_reinit.reference import neuron_reinit as neuron_reinit_reference
+from .plasticity_step.formulas import NeuronFactor
+from .plasticity_step.lists import check_lists
+from .plasticity_step.native import load_plasticity_step
+from .plasticity_step.options import gradient_squares as gradient_squares_reference
+from .plasticity_step.options import plasticity_step as plasticity_step_reference
+from .synaptic_scale.reference import synaptic_scale as synaptic_scale_reference
 
 ffn_activation_fused: Callable[..., Any] | None = None
 gradient_squares_fused: Callable[..., Any] | None = None
@@ -36,11 +36,11 @@ try:
 except ImportError:
     TRITON_INSTALLED = False
 if TRITON_INSTALLED:
-    from .fused.ffn_activation import ffn_activation as ffn_activation_fused
-    from .fused.gradient_squares import gradient_squares as gradient_squares_fused
-    from .fused.neuron_reinit import neuron_reinit as neuron_reinit_fused
-    from .fused.plasticity_step import plasticity_step as plasticity_step_fused
-    from .fused.synaptic_scale import synaptic_scale as synaptic_scale_fused
+    from .ffn_activation.fused import ffn_activation as ffn_activation_fused
+    from .neuron_reinit.fused import neuron_reinit as neuron_reinit_fused
+    from .plasticity_step.fused import plasticity_step as plasticity_step_fused
+    from .plasticity_step.fused_gradient_squares import gradient_squares as gradient_squares_fused
+    from .synaptic_scale.fused import synaptic_scale as synaptic_scale_fused
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton where a kernel is defined, that is, just now
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -161,7 +161,7 @@ def plasticity_step(
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
     **hyper: Any,
 ) -> None:
-    """One NeuroPlastic step of every tensor, in place; see `reference.plasticity_options` for the arguments.
+    """One NeuroPlastic step of every tensor, in place; see `plasticity_step.options` for the arguments.
 
     The first tensor decides the form; the fused form itself sends tensors it cannot take to the reference.
     """
@@ -175,7 +175,7 @@ def plasticity_step(
 def gradient_squares(
     grads: Sequence[Tensor | None], *, backend: str = "auto", workspace: dict[Any, Any] | None = None
 ) -> Tensor:
-    """The sum of the squares of all gradients, for `plasticity_step`; see `reference.plasticity_options`."""
+    """The sum of the squares of all gradients, for `plasticity_step`; see `plasticity_step.options`."""
     present = [grad for grad in grads if grad is not None]
     fusible = next(
         (grad for grad in present if grad.dtype in FUSED_DTYPES), None
@@ -187,16 +187,16 @@ def gradient_squares(
 def ffn_activation(
     h: Tensor, bias: Tensor | None, moments: Tensor | None = None, *, backend: str = "auto", **options: Any
 ) -> Tensor:
-    """dropout(act(h + bias)), the neurons' moments taken in its backward; see `reference.ffn_activation`."""
+    """dropout(act(h + bias)), the neurons' moments taken in its backward; see `ffn_activation.reference`."""
     return select("ffn_activation", backend, [h])(h, bias, moments, **options)
 
 
 def neuron_reinit(sites: Sequence[NeuronTensors], *, backend: str = "auto", **options: Any) -> None:
-    """New weights and initial optimizer state for the masked neurons of all sites; see `reference.neuron_reinit`."""
+    """New weights and initial optimizer state for the masked neurons of all sites; see `neuron_reinit.reference`."""
     written = [tensor for site in sites for tensor in site.written()]
     select("neuron_reinit", backend, written)(sites, **options)
 
 
 def synaptic_scale(up_weights: Sequence[Tensor], *statistics: Any, backend: str = "auto", **options: Any) -> None:
-    """One step of synaptic scaling for every site, in place; see `reference.synaptic_scale`."""
+    """One step of synaptic scaling for every site, in place; see `synaptic_scale.reference`."""
     select("synaptic_scale", backend, up_weights)(up_weights, *statistics, **options)

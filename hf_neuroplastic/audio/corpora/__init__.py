@@ -1,0 +1,1 @@
+"""Corpora of bona fide and spoofed speech, a file for each layout."""

@@ -1,0 +1,1 @@
+"""A corpus made by the computer: voices, attacks on them, and files in ASVspoof 2019 layout."""

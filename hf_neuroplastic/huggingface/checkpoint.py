@@ -1,0 +1,202 @@
+"""What steers future decisions, in two files of its own beside a checkpoint: neuroplastic.safetensors and neuroplastic.json.
+
+The checkpoint itself is the stock model's. The JSON names the sites and holds the digest of the tensor file, so that a pair
+that does not belong together, or was cut short, is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from ..neurons.config import DropInConfig
+from ..neurons.dropin import DropIn
+
+TENSOR_FILE = "neuroplastic.safetensors"
+INDEX_FILE = "neuroplastic.json"
+FORMAT = 1
+
+
+class SideFileError(ValueError):
+    """The files beside a checkpoint are missing, damaged, or of another model. Nothing has been restored."""
+
+
+def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
+    """Writes the state of `dropin` into `folder`, each file in one piece: a killed run leaves no half file behind."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = dropin.state_dict()
+    tensors = {
+        f"{site}/{name}": tensor.cpu().contiguous()
+        for site, group in state["sites"].items()
+        for name, tensor in group.items()
+    }
+    data = save(tensors)
+    index = {
+        "format": FORMAT,
+        "step_count": state["step_count"],
+        "events": state["events"],
+        "start_widths": state["start_widths"],
+        "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
+        "config": state["config"],
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    _write_whole(folder / TENSOR_FILE, data)
+    _write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, allow_nan=False).encode())
+
+
+def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
+    """Brings `dropin` to the state saved in `folder`, or leaves it as it is and raises.
+
+    Raises:
+        SideFileError: a file is missing, truncated or altered, or its sites are not those of `dropin`.
+    """
+    _, state = _read_state(Path(folder))
+    with _naming(folder):
+        dropin.load_state_dict(state)
+
+
+def resume_dropin(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    config: DropInConfig | None = None,
+    *,
+    total_steps: int | None = None,
+) -> DropIn:
+    """A DropIn on `model` that goes on where the one saved in `folder` was.
+
+    The model may be the one that run started with or one loaded from its checkpoint; it gets the widths of the run and no
+    more. Its weights are its own: load them from the checkpoint, before or after.
+
+    Args:
+        config: of the run; None takes the saved one.
+        total_steps: as in DropIn.
+
+    Raises:
+        SideFileError: a file is missing, truncated or altered, or of another model; the model is unchanged then.
+    """
+    folder = Path(folder)
+    index, state = _read_state(folder)
+    if config is None:
+        config = _saved_config(index, folder)
+    with _naming(folder):
+        return DropIn(model, config, total_steps=total_steps, state=state)
+
+
+def _saved_config(index: dict[str, Any], folder: Path) -> DropInConfig:
+    try:
+        return DropInConfig.from_dict(index["config"])
+    except (TypeError, ValueError) as error:
+        raise SideFileError(
+            f"the configuration in {folder / INDEX_FILE} cannot be used: {error}; pass config=DropInConfig(...) of the run"
+        ) from None
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index as it is, and the DropIn's state dict."""
+    index, data = _read_pair(folder)
+    sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
+    for key, tensor in load(data).items():
+        site, name = key.rsplit("/", 1)
+        sites.setdefault(site, {})[name] = tensor
+    return index, {**{name: index[name] for name in ("step_count", "events", "start_widths")}, "sites": sites}
+
+
+@contextlib.contextmanager
+def _naming(folder: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SideFileError(
+            f"{folder} holds the neuron statistics of another model, width or selection of layers: {error}"
+        ) from None
+
+
+def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The latest checkpoint in a Trainer's output folder that was saved to its end, or None.
+
+    The side files are written last, so a checkpoint whose side files are whole is whole itself. Trainer's own search takes
+    the highest number, which after a killed run may be a checkpoint that was being written.
+    """
+    numbered = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit():
+            numbered[int(number)] = path
+    for step in sorted(numbered, reverse=True):
+        try:
+            _read_pair(numbered[step])
+        except SideFileError:
+            continue
+        return numbered[step]
+    return None
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
+    index = _read_index(folder / INDEX_FILE)
+    try:
+        data = (folder / TENSOR_FILE).read_bytes()
+    except OSError as error:
+        raise SideFileError(
+            f"{folder / TENSOR_FILE} cannot be read: {error.strerror}; the checkpoint is incomplete"
+        ) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != index["sha256"]:
+        raise SideFileError(
+            f"{folder / TENSOR_FILE} is damaged or of another save: its SHA-256 is {digest[:12]}..., {INDEX_FILE} says "
+            f"{index['sha256'][:12]}...; resume from an earlier checkpoint"
+        )
+    return index, data
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SideFileError(
+            f"{path} cannot be read: {error.strerror}; this checkpoint was saved without DropIn or is incomplete"
+        ) from None
+    except ValueError as error:
+        raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
+    for name, kind in {
+        "format": int,
+        "step_count": int,
+        "events": int,
+        "start_widths": list,
+        "sites": dict,
+        "config": dict,
+        "sha256": str,
+    }.items():
+        if not isinstance(index, dict) or not isinstance(index.get(name), kind):
+            raise SideFileError(
+                f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"
+            )
+    if index["format"] != FORMAT:
+        raise SideFileError(
+            f"{path} has format {index['format']!r}, this version reads {FORMAT}; upgrade hf-neuroplastic"
+        )
+    return index
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,272 @@
+"""DropIn for a plain PyTorch loop: watch neurons, replace the useless, scale synapses (arXiv 2603.24343)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import DropInConfig
+from .decide.decisions import Action, Decision, is_due
+from .decide.planning import plan_replacement, plan_widths, scheduled_widths, score_sites
+from .dropin_state import checked_state, require_same_widths
+from .observe import fused_forward
+from .observe.health import neuron_health
+from .observe.hooks import Observer, freeze_existing, observe
+from .observe.padding import FrameMask
+from .observe.statistics import NeuronStatistics, reduce_moments
+from .operate.optimizer_checks import checked_optimizer, loss_scale
+from .operate.optimizer_state import unwrap_optimizer
+from .operate.resize import make_room
+from .operate.step_factors import StepFactors
+from .operate.surgery import apply_decisions
+from .operate.synaptic_scaling import refuse_half_precision, scale_synapses
+from .operate.widths import fit_widths, refuse_other_widths
+from .sites import Site, inert_slots, require_abilities, require_whole_site, select_sites
+
+
+class DropIn:
+    """Neuron-level plasticity for the feed-forward layers of `model`.
+
+        dropin = DropIn(model, DropInConfig(), total_steps=1000)
+        for batch in batches:
+            loss(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            dropin.step(optimizer)
+
+    The model stays what it was: same Parameters, same names, same outputs, no factor in its forward pass. Only hooks are
+    added, and `unpatch()` takes them away.
+
+    Args:
+        model: a model of a known architecture, or any with Linear-activation-Linear or convolution-activation-convolution
+            in a torch.nn.Sequential, or with a GRU that `config.recurrent` names; before it is wrapped for distributed
+            training.
+        config: what to do; DropInConfig() by default.
+        total_steps: optimizer steps of the whole training, needed if `config.start` or `config.stop` is a share of it.
+        state: the `state_dict` of a run that is to go on. The model, be it the one that run started with or one loaded from
+            its checkpoint, then gets the widths of that run and no more.
+
+    Attributes:
+        sites, statistics: the watched layers and what is known of their neurons, in model order.
+        step_count: optimizer steps taken so far.
+        events: how often decisions were carried out; every event draws other random numbers.
+        replaced: per site, how many neurons have been replaced: 0-dim tensors on the device.
+
+    Raises:
+        ValueError: no site matches (see select_sites), or a state of other sites or of narrower ones.
+        RuntimeError: the model is patched already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DropInConfig | None = None,
+        *,
+        total_steps: int | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if config is not None and not isinstance(config, DropInConfig):
+            raise TypeError(f"config must be a DropInConfig, got {type(config).__name__}; write DropInConfig(...)")
+        self.config = config or DropInConfig()
+        self.total_steps = _checked_total_steps(total_steps)
+        self.sites: list[Site] = select_sites(model, self.config.layers, self.config.recurrent)
+        require_abilities(self.sites, self.config)
+        if state is None:
+            self._start_widths = make_room(model, self.sites, self.config)
+        else:
+            fit_widths(model, self.sites, checked_state(state, self.sites).widths)
+        widths = [site.width for site in self.sites]
+        self._all = NeuronStatistics(sum(widths), self.sites[0].weights[0].device)
+        self.statistics = self._all.split(widths)
+        for site, known in zip(self.sites, self.statistics, strict=True):
+            known.active &= ~inert_slots(site)
+        self.step_count, self.events = 0, 0
+        self._workspace: dict[Any, Any] = {}  # what fused operations keep between calls
+        self.replaced = [torch.zeros((), dtype=torch.int64, device=self._all.weight.device) for _ in self.sites]
+        self._factors = StepFactors(self.sites, self._all, self.config)
+        self.observers: list[Observer]
+        self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
+        for site, observer in zip(self.sites, self.observers, strict=True):
+            fused_forward.install(site, observer, self.config.backend)
+        self._handles.append(refuse_other_widths(model, self.sites))
+        if self.config.freeze_existing:
+            self._handles += freeze_existing(self.sites, self.statistics)
+        if state is not None:
+            self.load_state_dict(state)
+
+    @property
+    def patched(self) -> bool:
+        """Whether the model is being watched."""
+        return bool(self._handles)
+
+    def watches(self, model: nn.Module | None) -> bool:
+        """Whether this object is patched into `model`, with the parameters it has now."""
+        if not self.patched or model is None:
+            return False
+        held = {id(part) for part in (*model.modules(), *model.parameters())}
+        return all(id(part) in held for site in self.sites for part in (site.watched, *site.weights))
+
+    def unpatch(self) -> None:
+        """Takes the hooks away; the model is then exactly the stock model, with the weights it has now. May be repeated."""
+        for handle in self._handles:
+            handle.remove()
+        for site in self.sites:
+            fused_forward.remove(site.container)
+        self._factors.detach()
+        self._handles = []
+
+    def restart(self, step_count: int = 0) -> None:
+        """Begins the schedule anew at `step_count`; what is known of the neurons stays."""
+        self.step_count = step_count
+        self._plan_observation()
+
+    def scale_steps(self, optimizer: Any) -> None:
+        """From now on `optimizer` takes steps by `config.young_plasticity` and `config.old_plasticity`, until `unpatch()`.
+
+        `step` and DropInCallback see to it. In a plain loop call it before the first step, lest that one go unscaled; without
+        such a configuration it does nothing.
+
+        Raises:
+            TypeError: not a NeuroPlastic optimizer.
+        """
+        if self.config.scales_steps:
+            self._factors.attach(unwrap_optimizer(optimizer))
+
+    @torch.no_grad()
+    def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
+        """Ends an optimizer step. Call it after `optimizer.step()`, on every rank.
+
+        Updates the statistics, replaces neurons if an event is due, then scales synapses.
+
+        Args:
+            optimizer: the optimizer (possibly wrapped by accelerate) whose state of reborn neurons is to be reset; None
+                leaves optimizer state and steps alone. A step it reports as skipped (fp16 overflow) is forgotten.
+            gradient_scale: what the loss was multiplied by, as by torch.amp.GradScaler, whose `get_scale()` before its
+                `update()` belongs here. None takes it from accelerate's optimizer, or 1.
+
+        Raises:
+            RuntimeError: the model is not patched any more.
+            TypeError: no torch optimizer, one whose state cannot be reset or whose steps cannot be scaled per neuron, or
+                sharded weights; the model is unchanged then.
+            ValueError: a share of training in the configuration, but no `total_steps`; or an optimizer of another model.
+        """
+        if not self.patched:
+            raise RuntimeError("this DropIn was unpatched and sees no neurons; make a new DropIn(model)")
+        if getattr(optimizer, "step_was_skipped", False):
+            self._all.discard()
+            return
+        inner = checked_optimizer(optimizer, self.sites, self.config)
+        for site in self.sites:
+            require_whole_site(site)
+        if self.config.synaptic_lr > 0:
+            refuse_half_precision(self.sites)
+        due = is_due(self.step_count + 1, self.config, self.total_steps) and self.config.max_fraction > 0
+        targets = scheduled_widths(self.config, self._start_widths, self.step_count + 1, self.total_steps)
+        if inner is not None or self._factors.optimizer is None:
+            self.scale_steps(inner)
+        self.step_count += 1
+        if self.observers[0].enabled:
+            scale = loss_scale(optimizer) if gradient_scale is None else gradient_scale
+            reduce_moments(self._all.moments)
+            self._all.update(self.config.statistics_decay, scale, self.config.observe_every)
+        if targets:
+            scores = self.scores()
+            for decisions in plan_widths(self.sites, self.statistics, scores, self.config, targets):
+                self._carry_out(decisions, scores, inner)
+        if due:
+            scores = self.scores()
+            self._carry_out(plan_replacement(self.sites, self.statistics, scores, self.config), scores, inner)
+        if due or targets:
+            self._all.seen.zero_()
+        if self.config.synaptic_lr > 0:
+            scale_synapses(self.sites, self._all, self.statistics, self.config, workspace=self._workspace)
+        self._factors.update()
+        self._plan_observation()
+
+    def scores(self) -> list[Tensor]:
+        """Per site [N] float32: the usefulness of each neuron by the configured criterion, as decisions see it now."""
+        return score_sites(self.sites, self.statistics, self.config, self.events)
+
+    def apply(self, decisions: Sequence[Decision], optimizer: Any = None) -> None:
+        """Carries out one decision per site, all of one action: the way to change neurons of one's own choosing.
+
+        Raises:
+            ValueError, TypeError: another number of decisions than of sites, or see surgery.apply_decisions.
+        """
+        decisions = list(decisions)
+        if len(decisions) != len(self.sites) or not all(isinstance(decision, Decision) for decision in decisions):
+            raise ValueError(
+                f"decisions must be {len(self.sites)} Decision objects, one per site in the order of `sites`, got "
+                f"{[type(decision).__name__ for decision in decisions]}"
+            )
+        self._carry_out(decisions, self.scores(), checked_optimizer(optimizer, self.sites, self.config))
+        self._factors.update()
+
+    def report(self) -> dict[str, float]:
+        """Plain numbers for a log, over all sites (keys: report.neuron_health). Reads them back from the device."""
+        replaced = sum(int(count) for count in self.replaced)
+        return {"neuro/replaced_total": float(replaced), **neuron_health(self._all, self.statistics)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that future decisions depend on: step count, and per site name its statistics and number of replacements."""
+        return {
+            "step_count": self.step_count,
+            "events": self.events,
+            "start_widths": list(self._start_widths),
+            "config": self.config.to_dict(),
+            "sites": {
+                site.name: {**known.state_dict(), "replaced": replaced.clone()}
+                for site, known, replaced in zip(self.sites, self.statistics, self.replaced, strict=True)
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a `state_dict`, all or nothing. The configuration stays this object's own.
+
+        Raises:
+            ValueError: other sites or widths, or statistics that are incomplete.
+        """
+        loaded = checked_state(state, self.sites)
+        require_same_widths(loaded, self.sites)
+        self._all.load_state_dict(loaded.everyone.state_dict())
+        self._all.discard()
+        self._factors.update()
+        self.replaced, self.events, self._start_widths = loaded.replaced, loaded.events, loaded.start_widths
+        self.restart(loaded.step_count)
+
+    def _plan_observation(self) -> None:
+        """Watches the next step, or does not, by `observe_every`."""
+        for observer in self.observers:
+            observer.enabled = self.step_count % self.config.observe_every == 0
+
+    def _carry_out(
+        self, decisions: list[Decision], scores: list[Tensor], optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        changed = apply_decisions(
+            self.sites, self.statistics, decisions, scores,
+            action=decisions[0].action, config=self.config, optimizer=optimizer, event=self.events, workspace=self._workspace,
+        )  # fmt: skip
+        self.events += 1
+        if decisions[0].action is Action.REPLACE:
+            self.replaced = [
+                count.to(mask.device, non_blocking=True) + mask.sum()
+                for count, mask in zip(self.replaced, changed, strict=True)
+            ]
+
+
+def _checked_total_steps(total_steps: Any) -> int | None:
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"total_steps must be an int of at least 1, or None if it is not known, got {total_steps!r}")
+    return total_steps
+
+
+def unpatch(model: nn.Module) -> None:
+    """Takes every DropIn's hooks off `model`: for copies of a patched model, whose DropIn watches the original."""
+    for module in model.modules():
+        fused_forward.remove(module)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask))]:
+                del hooks[key]

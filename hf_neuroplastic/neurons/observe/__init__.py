@@ -1,0 +1,1 @@
+"""What is observed of neurons while a model trains."""

@@ -1,0 +1,91 @@
+"""The feed-forward layer with its elementwise part in one kernel, which also takes the neurons' moments in its backward pass.
+
+What the fusion saves pays for what the watching costs. It stands in for the layer's own forward while the layer is observed
+in training; in evaluation, and wherever the kernel cannot run, the stock forward runs.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuroplastic_kernels import activation_name, ffn_activation, select
+
+from ..sites import Site
+from .hooks import Observer
+
+REPLACED = ("forward", "_replicate_for_data_parallel")  # of the module, on the instance
+
+
+class FusedForward:
+    """Takes the place of `container.forward` on one instance; the class and its methods stay as they are.
+
+    Args:
+        site: with the module that computes `output_dropout(down(dropout(activation(up(x)))))`.
+        observer: says whether this pass is observed, and where its moments go.
+        backend: "auto" or "fused", see neuroplastic_kernels.dispatch.
+    """
+
+    def __init__(self, site: Site, observer: Observer, backend: str) -> None:
+        self.site, self.observer, self.backend = site, observer, backend
+        self.activation = activation_name(site.activation)
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        site = self.site
+        assert site.container is not None  # `install` saw to it
+        if not self._applies(hidden_states):
+            return type(site.container).forward(site.container, hidden_states)
+        dropout, training = _probability(site.dropout)
+        h = F.linear(hidden_states, site.up.weight)
+        z = ffn_activation(
+            h, site.up.bias, self.observer.moments, activation=self.activation, dropout=dropout, training=training,
+            token_mask=self.observer.token_mask(h), backend=self.backend,
+        )  # fmt: skip
+        y = site.down(z)
+        return y if site.output_dropout is None else site.output_dropout(y)
+
+    def replicate(self) -> nn.Module:
+        """What DataParallel is to make of the module: a copy that its class's own forward serves, with the copy's weights."""
+        container = self.site.container
+        assert container is not None  # `install` saw to it
+        replica = type(container)._replicate_for_data_parallel(container)
+        for name in REPLACED:
+            del replica.__dict__[name]
+        return replica
+
+    def _applies(self, hidden_states: Tensor) -> bool:
+        site = self.site
+        if not (self.observer.active(site.activation) and site.up.weight.requires_grad):
+            return False
+        if any(_is_hooked(part) for part in (site.up, site.activation, site.dropout) if part is not None):
+            return False  # who hooks a part expects it to be called
+        return select("ffn_activation", self.backend, [hidden_states]) is not select("ffn_activation", "reference")
+
+
+def install(site: Site, observer: Observer, backend: str) -> bool:
+    """Fuses the layer of `site`, if its module computes nothing else and the activation is known; says whether it did."""
+    if backend == "reference" or site.container is None or activation_name(site.activation) is None:
+        return False
+    if "forward" in vars(site.container):
+        return False  # somebody else's patch
+    fused = FusedForward(site, observer, backend)
+    for name, method in zip(REPLACED, (fused, fused.replicate), strict=True):
+        setattr(site.container, name, method)
+    return True
+
+
+def remove(container: nn.Module | None) -> None:
+    """Gives `container` its own forward back."""
+    if container is not None and isinstance(vars(container).get("forward"), FusedForward):
+        for name in REPLACED:
+            delattr(container, name)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anybody but an Observer has hooks on `module`."""
+    dicts = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not isinstance(hook, Observer) for hooks in dicts for hook in hooks.values())
+
+
+def _probability(dropout: nn.Module | None) -> tuple[float, bool]:
+    return (dropout.p, dropout.training) if isinstance(dropout, nn.Dropout) else (0.0, False)

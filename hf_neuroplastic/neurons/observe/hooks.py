@@ -1,0 +1,158 @@
+"""Watches a model's sites while it trains: hooks that leave every output as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils.hooks import RemovableHandle
+
+from neuroplastic_kernels import record_moments
+
+from ..sites import Site
+from .padding import FrameMasks, frame_masks
+from .statistics import NeuronStatistics
+
+
+class Observer:
+    """A forward hook of the module whose output is the neurons: passes it on and records their moments in the backward pass.
+
+    The neurons are the output, or the first item of an output tuple, as that of a GRU, whose last state is taken from it. In a
+    PackedSequence there is no padding, and every step counts.
+    """
+
+    def __init__(
+        self, site: Site, everyone: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: Tensor
+    ) -> None:
+        self.everyone, self.statistics, self.masks, self.enabled = everyone, statistics, masks, True
+        self.home = home  # where this is, there are the statistics
+        self.neuron_dim = site.neuron_dim
+        self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
+
+    def active(self, module: nn.Module) -> bool:
+        """Whether a pass through `module` is to be observed now."""
+        return self.enabled and module.training and torch.is_grad_enabled()
+
+    @property
+    def moments(self) -> Tensor:
+        """Where the moments of this pass go: the statistics' own, or their probe if the pass is being compiled."""
+        if self.everyone.moments.device != self.home.device:
+            _move(self.everyone, self.home.device)
+        return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.moments
+
+    def token_mask(self, z: Tensor) -> Tensor | None:
+        """Which tokens of z count: a bool tensor of its shape without the neurons, or None for all."""
+        tokens = list(z.shape)
+        tokens.pop(self.neuron_dim)
+        if len(tokens) != 2:
+            return None
+        if not self.time_first:
+            return self.masks.at(tokens, z.device)
+        mask = self.masks.at(tokens[::-1], z.device)
+        return None if mask is None else mask.T
+
+    def observed(self, module: nn.Module, z: Tensor) -> Tensor:
+        """z, which will be recorded when its gradient passes."""
+        if not (self.active(module) and z.requires_grad):
+            return z
+        return record_moments(z, self.moments, self.token_mask(z), self.neuron_dim)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return self.observed(module, output)
+        if isinstance(output, PackedSequence):
+            return output._replace(data=self.observed(module, output.data))
+        if not self.active(module):
+            return output
+        steps, state = self(module, args, output[0]), output[1]
+        # The state is a copy of the last step: a gradient that comes by it, and not by the output, must be seen as well.
+        return steps, torch.cat([state[:-1], _last_step(steps, self.time_first).unsqueeze(0)])
+
+
+def _last_step(steps: Tensor | PackedSequence, time_first: bool) -> Tensor:
+    """[B, N], or [N] without a batch: the last step of each sequence."""
+    if isinstance(steps, PackedSequence):
+        padded, lengths = pad_packed_sequence(steps, batch_first=True)
+        return padded[torch.arange(len(lengths)), lengths - 1]
+    return steps[-1] if time_first or steps.ndim == 2 else steps[:, -1]
+
+
+class InputObserver(Observer):
+    """The same as a forward pre-hook of the module whose first input is the neurons."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
+        return (self.observed(module, args[0]), *args[1:])
+
+
+@torch.compiler.disable(reason="statistics follow a model that was moved: move it before DropIn(model)")
+def _move(statistics: NeuronStatistics, device: torch.device) -> None:
+    statistics.to(device)
+
+
+def freeze_existing(sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> list[RemovableHandle]:
+    """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it.
+
+    Args:
+        sites: whose neurons can be parted (see sites.require_abilities): no parameter belongs to two of them.
+    """
+    handles = []
+    for site, known in zip(sites, statistics, strict=True):
+        for share in site.shares:
+            if isinstance(share.tensor, nn.Parameter) and share.tensor.requires_grad:
+                handles.append(share.tensor.register_hook(_only_fresh(known, share.dim)))
+        if site.down.bias is not None and site.down.bias.requires_grad:
+            handles.append(site.down.bias.register_hook(torch.zeros_like))
+    return handles
+
+
+def _only_fresh(known: NeuronStatistics, dim: int) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        return gradient * known.fresh.to(gradient).view([-1 if d == dim else 1 for d in range(gradient.ndim)])
+
+    return hook
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a DropIn is patched into `module` or a part of it."""
+    return any(
+        isinstance(hook, Observer)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    )
+
+
+def observe(
+    model: nn.Module, sites: Sequence[Site], everyone: NeuronStatistics, statistics: Sequence[NeuronStatistics]
+) -> tuple[list[Observer], list[RemovableHandle]]:
+    """Attaches an Observer to every site, and to the modules around it what tells its tokens; removing the handles undoes it.
+
+    Args:
+        everyone: the statistics of all sites' neurons; `statistics` are its parts, one per site.
+
+    Raises:
+        RuntimeError: a site is being watched already.
+    """
+    for site in sites:
+        if is_watched(site.watched):
+            raise RuntimeError(
+                f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn, or, for the copy of a patched "
+                f"model, hf_neuroplastic.unpatch(model)"
+            )
+    masks, takers = frame_masks(model, [site.name for site in sites])
+    handles: list[RemovableHandle] = [
+        module.register_forward_pre_hook(frame_mask, with_kwargs=True) for module, frame_mask in takers
+    ]
+    home = sites[0].weights[0]
+    observers: list[Observer] = []
+    for site, known, site_masks in zip(sites, statistics, masks, strict=True):
+        if site.watch == "input":
+            observer: Observer = InputObserver(site, everyone, known, site_masks, home)
+            handles.append(site.watched.register_forward_pre_hook(observer))
+        else:
+            observer = Observer(site, everyone, known, site_masks, home)
+            handles.append(site.watched.register_forward_hook(observer))
+        observers.append(observer)
+    return observers, handles

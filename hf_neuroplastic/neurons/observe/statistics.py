@@ -1,0 +1,180 @@
+"""What is known of a site's neurons: moments of the current step, their moving averages, ages, scaling factors.
+
+All of it are plain tensors beside the model, not buffers in it: DistributedDataParallel overwrites buffers with rank 0's at
+every forward pass, and a checkpoint of the model must stay a checkpoint of the stock model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from neuroplastic_kernels import neuron_sums
+
+STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen", "fresh")
+NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
+
+
+class NeuronStatistics:
+    """The statistics of N neurons: of one site, or of all sites side by side, of which `split` gives the sites as views.
+
+    Attributes:
+        moments: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.neuron_sums).
+        probe: [ROWS, N] float32, a leaf that a compiled model is given in place of the moments: what it gets as its gradient
+            is added to them. So the compiled graph writes to no input, and any number of passes may wait for their backward.
+        averages: [ROWS - 1, N] float32 moving averages of the moments per token, not yet bias-corrected.
+        weight: [N] float32 total weight of those averages, 1 - decay^k after k observed steps; 0 means nothing is known.
+        age: [N] int64 optimizer steps since the neuron was born; steps in which its layer saw no token do not count.
+        active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
+        scale: [N] float32 factor that synaptic scaling has applied to the neuron's incoming weights.
+        rest: [N] int64 steps since neurons were last changed in the neuron's site.
+        fresh: [N] bool; whether DropIn made the neuron.
+        seen: [N] bool; whether the neuron was observed since the last event. Nothing is decided on old observations.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.moments = torch.zeros(neuron_sums.ROWS, width, device=device)
+        self.averages = torch.zeros(neuron_sums.ROWS - 1, width, device=device)
+        self.weight = torch.zeros(width, device=device)
+        self.age = torch.zeros(width, dtype=torch.int64, device=device)
+        self.active = torch.ones(width, dtype=torch.bool, device=device)
+        self.scale = torch.ones(width, device=device)
+        self.rest = torch.full((width,), NEVER_CHANGED, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(width, dtype=torch.bool, device=device)
+        self.fresh = torch.zeros(width, dtype=torch.bool, device=device)
+        self._parts: list[NeuronStatistics] = []
+        self.probe = _probe_of(self)
+
+    def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
+        """The statistics of neighbouring groups of neurons, as views: what changes in one changes in both."""
+        self._parts = [NeuronStatistics(width, "meta") for width in widths]
+        self._share()
+        return self._parts
+
+    def _share(self) -> None:
+        widths = [part.weight.numel() for part in self._parts]
+        for name in ("moments", *STATE_NAMES):
+            for part, view in zip(self._parts, getattr(self, name).split(widths, dim=-1), strict=True):
+                setattr(part, name, view)
+        for part in self._parts:
+            part.probe = _probe_of(part)
+
+    def to(self, device: torch.device) -> None:
+        """Moves every tensor to `device`, where the model has gone; parts remain views."""
+        if self.moments.device != device:
+            for name in ("moments", *STATE_NAMES):
+                setattr(self, name, getattr(self, name).to(device))
+            self.probe = _probe_of(self)
+            self._share()
+
+    def _average(self, row: int) -> Tensor:
+        return self.averages[row] / self.weight.clamp_min(torch.finfo(torch.float32).tiny)
+
+    @property
+    def activity(self) -> Tensor:
+        """[N] mean |z|; 0 where nothing was observed yet."""
+        return self._average(neuron_sums.ABS_OUTPUT)
+
+    @property
+    def gradient(self) -> Tensor:
+        """[N] mean |dz|."""
+        return self._average(neuron_sums.ABS_OUTPUT_GRADIENT)
+
+    @property
+    def saliency(self) -> Tensor:
+        """[N] mean |z dz|, the first-order effect of silencing the neuron."""
+        return self._average(neuron_sums.ABS_PRODUCT)
+
+    @property
+    def mean_output(self) -> Tensor:
+        """[N] mean z."""
+        return self._average(neuron_sums.OUTPUT)
+
+    @property
+    def contribution(self) -> Tensor:
+        """[N] activity * gradient."""
+        return self.activity * self.gradient
+
+    def update(self, decay: float, gradient_scale: Tensor | float = 1.0, steps: int = 1) -> None:
+        """Ends a step: averages the moments, ages the neurons, clears the moments.
+
+        Neurons that saw no token (their layer was skipped by LayerDrop, say) are left as they were, and so are those whose
+        moments are not finite, as after an overflow.
+
+        Args:
+            decay: of the moving averages.
+            gradient_scale: what the loss was multiplied by (mixed precision); divided out of the gradients.
+            steps: optimizer steps that this observation stands for, by which the neurons age.
+        """
+        tokens = self.moments[neuron_sums.TOKENS]
+        observed = (tokens > 0) & torch.isfinite(self.moments).all(0)
+        mean = self.moments[: neuron_sums.TOKENS] / tokens.clamp_min(1.0)
+        mean[neuron_sums.ABS_OUTPUT_GRADIENT : neuron_sums.ABS_PRODUCT + 1] /= gradient_scale
+        # decay * x + (1 - decay) * mean rather than lerp: with decay 0 the last step's mean must come out exactly.
+        self.averages.copy_(torch.where(observed, decay * self.averages + (1.0 - decay) * mean, self.averages))
+        self.weight.copy_(torch.where(observed, decay * self.weight + (1.0 - decay), self.weight))
+        self.age += observed * steps
+        self.rest += steps
+        self.seen |= observed
+        self.moments.zero_()
+
+    def discard(self) -> None:
+        """Forgets the step under way, whose update was skipped."""
+        self.moments.zero_()
+
+    def forget(self, mask: Tensor) -> None:
+        """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""
+        self.averages.masked_fill_(mask, 0.0)
+        self.weight.masked_fill_(mask, 0.0)
+        self.age.masked_fill_(mask, 0)
+        self.scale.masked_fill_(mask, 1.0)
+        self.fresh.masked_fill_(mask, True)
+        self.rest.masked_fill_(mask.any(), 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs. The moments are those of an unfinished step and are not part of it."""
+        return {name: getattr(self, name).clone() for name in STATE_NAMES}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over a `state_dict` of a site of the same width, all or nothing.
+
+        Raises:
+            ValueError: names missing or unknown, or a tensor of another shape or dtype.
+        """
+        if set(state) != set(STATE_NAMES):
+            raise ValueError(f"the statistics of a site must hold {sorted(STATE_NAMES)}, got {sorted(state)}")
+        for name in STATE_NAMES:
+            own, new = getattr(self, name), state[name]
+            if own.shape != new.shape or own.dtype != new.dtype:
+                raise ValueError(
+                    f"statistics {name!r} must be {own.dtype} of shape {tuple(own.shape)}, "
+                    f"got {new.dtype} of shape {tuple(new.shape)}"
+                )
+        for name in STATE_NAMES:
+            getattr(self, name).copy_(state[name])
+
+
+def _probe_of(statistics: NeuronStatistics) -> Tensor:
+    probe = torch.zeros_like(statistics.moments, requires_grad=True)
+
+    @torch.no_grad()
+    def collect(probe: Tensor) -> None:
+        statistics.moments.add_(0.0 if probe.grad is None else probe.grad)
+        probe.grad = None
+
+    probe.register_post_accumulate_grad_hook(collect)
+    return probe
+
+
+def reduce_moments(moments: Tensor) -> None:
+    """Sums moments [ROWS, N] over all ranks in place, so that every rank goes on with the same numbers.
+
+    Data-parallel training averages the ranks' losses, so a gradient belongs to the loss divided by the number of ranks.
+    Without a process group of several ranks this does nothing.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        moments[neuron_sums.ABS_OUTPUT_GRADIENT : neuron_sums.ABS_PRODUCT + 1] /= dist.get_world_size()
+        dist.all_reduce(moments)

@@ -1,0 +1,1 @@
+"""The change of neurons: weights, optimizer state and statistics together."""

@@ -1,0 +1,79 @@
+"""Growth between runs: new neurons at once, where DropIn's courses of growth add them while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroplastic_kernels import neuron_sums
+
+from ..config import DropInConfig
+from ..decide.decisions import Action, Decision
+from ..decide.planning import score_sites
+from ..observe.statistics import NeuronStatistics
+from ..sites import inert_slots, require_abilities, select_sites
+from .optimizer_state import unwrap_optimizer
+from .resize import reserve
+from .surgery import apply_decisions
+
+
+@torch.no_grad()
+def grow(
+    model: nn.Module,
+    count: int | float,
+    *,
+    layers: int | str | Sequence[int | str] | None = None,
+    init: str = "layer",
+    seed: int = 0,
+    optimizer: Any = None,
+) -> None:
+    """Adds neurons to the feed-forward layers of `model`, in place: `reserve`, and the new slots activated.
+
+    The model's output stays as it is: new neurons have zero outgoing weights, or share those of the neuron they split.
+
+    Args:
+        count, layers, optimizer: as in `reserve`. Where one configured width holds for all layers, those not in `layers` get
+            their slots in reserve.
+        init: incoming weights as in DropInConfig; "split" halves the neurons of the largest outgoing weights, one each.
+        seed: of the counter-based random numbers.
+
+    Raises:
+        ValueError: as `reserve`; an unknown init; a layer that cannot be split, or has fewer neurons than are to be split.
+        RuntimeError, TypeError: as `reserve`. In every case the model is unchanged.
+    """
+    config = DropInConfig(layers=layers, init=init, criterion="utility", threshold=0.0, random_seed=seed)
+    sites = select_sites(model, layers)
+    require_abilities(sites, config)
+    before = [site.width for site in sites]
+    reserve(model, _splittable(sites, count) if init == "split" else count, layers=layers, optimizer=optimizer)
+    statistics = [NeuronStatistics(site.width, site.weights[0].device) for site in sites]
+    for site, known in zip(sites, statistics, strict=True):
+        known.active &= ~inert_slots(site)
+        known.weight.fill_(1.0)
+        known.averages[neuron_sums.ABS_OUTPUT] = (
+            1.0  # nothing was observed: all are equally active, and outgoing weights decide
+        )
+    added = [
+        torch.arange(site.width, device=site.weights[0].device) >= width
+        for site, width in zip(sites, before, strict=True)
+    ]
+    apply_decisions(
+        sites, statistics, [Decision(Action.GROW, mask) for mask in added], score_sites(sites, statistics, config, 0),
+        action=Action.GROW, config=config, optimizer=None if optimizer is None else unwrap_optimizer(optimizer), event=0,
+    )  # fmt: skip
+
+
+def _splittable(sites: Sequence[Any], count: Any) -> Any:
+    """`count`, unless a site has too few neurons to split for it; `reserve` checks the rest."""
+    for site in sites:
+        active = site.width - int(inert_slots(site).sum())
+        wanted = count * site.width if isinstance(count, float) else count
+        if isinstance(wanted, (int, float)) and wanted > active:
+            raise ValueError(
+                f"count={count!r} asks for more neurons in {site.name!r} than the {active} it could split; grow by at most "
+                f'so many, or by another init than "split"'
+            )
+    return count

@@ -1,0 +1,87 @@
+"""Steps of different size for young and old neurons: a factor per neuron that NeuroPlastic multiplies into its updates.
+
+A neuron that DropIn made starts with `young_plasticity` and goes to `old_plasticity` in a straight line over `consolidation`
+steps of its age. The neurons a model came with are old from the start: their age counts from the first observation, but what
+they know is older, and it is what consolidation protects. For a network trained from scratch that means that all but later
+neurons step by `old_plasticity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neuroplastic_kernels import NeuronFactor
+
+from ..config import DropInConfig
+from ..observe.statistics import NeuronStatistics
+from ..sites import Site
+
+
+def plasticity_factors(age: Tensor, fresh: Tensor, config: DropInConfig) -> Tensor:
+    """[N] float32: what the step of each neuron is multiplied by.
+
+    Args:
+        age: [N] int64, in steps.
+        fresh: [N] bool, whether DropIn made the neuron; the others are old.
+    """
+    youth = (1.0 - age.float() / config.consolidation).clamp_min(0.0) * fresh
+    old = torch.full_like(youth, config.old_plasticity)
+    return torch.lerp(old, torch.full_like(youth, config.young_plasticity), youth)  # exact at both ends
+
+
+class StepFactors:
+    """The factors of all sites' neurons, in the hands of one optimizer at a time.
+
+    Args:
+        sites: whose neurons can be parted (see sites.require_abilities): a parameter has neurons along one dimension only.
+        everyone: the statistics of all their neurons side by side.
+    """
+
+    def __init__(self, sites: Sequence[Site], everyone: NeuronStatistics, config: DropInConfig) -> None:
+        self.sites, self.everyone, self.config = sites, everyone, config
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._values = self._factors()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives the factors to `optimizer`, and takes them from the one that had them before.
+
+        Raises:
+            TypeError: an optimizer without factors per neuron.
+        """
+        if optimizer is self.optimizer:
+            return
+        if not isinstance(getattr(optimizer, "neuron_factors", None), dict):
+            raise TypeError(
+                f"young_plasticity and old_plasticity scale the steps of NeuroPlastic, and {type(optimizer).__name__} has no "
+                f"factors per neuron; train with hf_neuroplastic.NeuroPlastic, or leave both at 1"
+            )
+        self.detach()
+        self._values = self._factors().to(self.sites[0].weights[0].device)
+        for parameter, factor in self._per_parameter():
+            optimizer.neuron_factors[parameter] = factor  # type: ignore[attr-defined]
+        self.optimizer = optimizer
+
+    def update(self) -> None:
+        """Brings the factors to the neurons' present ages, in place and without a synchronisation."""
+        if self.optimizer is not None:
+            self._values.copy_(self._factors())
+
+    def detach(self) -> None:
+        """Leaves the optimizer as it was before `attach`."""
+        if self.optimizer is not None:
+            for parameter, _ in self._per_parameter():
+                self.optimizer.neuron_factors.pop(parameter, None)  # type: ignore[attr-defined]
+        self.optimizer = None
+
+    def _factors(self) -> Tensor:
+        return plasticity_factors(self.everyone.age, self.everyone.fresh, self.config)
+
+    def _per_parameter(self) -> Iterator[tuple[Tensor, NeuronFactor]]:
+        views = self._values.split([site.width for site in self.sites])
+        for site, values in zip(self.sites, views, strict=True):
+            for share in site.shares:
+                if isinstance(share.tensor, nn.Parameter):
+                    yield share.tensor, NeuronFactor(values, share.dim)

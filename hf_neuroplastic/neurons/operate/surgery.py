@@ -1,0 +1,188 @@
+"""Carries decisions out on a model in place: same Parameters, same shapes; weights, optimizer state and statistics together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuroplastic_kernels import Incoming, Init, NeuronTensors, StateSlice, neuron_reinit
+
+from ..config import DropInConfig
+from ..decide.decisions import Action, Decision
+from ..observe.statistics import NeuronStatistics
+from ..sites import Site, require_ability
+from .optimizer_state import state_slices
+
+
+def apply_decisions(
+    sites: Sequence[Site],
+    statistics: Sequence[NeuronStatistics],
+    decisions: Sequence[Decision],
+    scores: Sequence[Tensor],
+    *,
+    action: Action,
+    config: DropInConfig,
+    optimizer: torch.optim.Optimizer | None,
+    event: int,
+    workspace: dict[Any, Any] | None = None,
+) -> list[Tensor]:
+    """Carries out one decision per site, all of the same action, in place.
+
+    REPLACE gives the masked neurons fresh weights by `config.init` and `config.outgoing`; GROW activates slots in reserve
+    with fresh incoming and zero outgoing weights; PRUNE silences neurons, folds their mean output into `down.bias` and puts
+    them in reserve. In every case their optimizer state returns to its initial value and their statistics are forgotten.
+
+    Everything that can be refused is refused before the first tensor is written.
+
+    Args:
+        scores: per site [N], used to find the strongest neurons for init="split".
+        event: word of the random counter, different for each event.
+        workspace: a dict to keep between calls, in which the fused form holds what need not be prepared anew.
+
+    Returns:
+        Per site [N] bool: the neurons that were changed. Only reserve slots can grow and only active neurons be replaced or
+        pruned; a split needs a distinct strong neuron for each new one.
+
+    Raises:
+        TypeError: optimizer state that cannot be reset per neuron.
+        ValueError: a decision of another action, a mask of another shape, or PRUNE and GROW where act(0) is not 0, so that
+            a silenced neuron would go on learning.
+    """
+    manner = _manner(action, config)
+    masks = [
+        _effective_mask(decision, action, site, known.active, manner.init)
+        for site, known, decision in zip(sites, statistics, decisions, strict=True)
+    ]
+    tensors = [
+        _neuron_tensors(site, known, mask, score, manner, optimizer, index)
+        for index, (site, known, mask, score) in enumerate(zip(sites, statistics, masks, scores, strict=True))
+    ]
+    unheard = [_unheard_inputs(site, mask, manner) for site, mask in zip(sites, masks, strict=True)]
+    if manner.outgoing == "zero":
+        for site, known, mask in zip(sites, statistics, masks, strict=True):
+            _fold_mean_output(site, mask, known.mean_output)
+    neuron_reinit(
+        tensors,
+        init=manner.init,
+        std=config.init_std,
+        outgoing=manner.outgoing,
+        seed=config.random_seed,
+        event=event,
+        workspace=workspace,
+        backend=config.backend,
+    )
+    for site, entries in zip(sites, unheard, strict=True):
+        if entries is not None:
+            site.up.weight.detach().masked_fill_(entries, 0.0)
+    for known, mask in zip(statistics, masks, strict=True):
+        known.forget(mask)
+        if action is Action.GROW:
+            known.active |= mask
+        elif action is Action.PRUNE:
+            known.active &= ~mask
+    return masks
+
+
+class _Manner(NamedTuple):
+    """How the chosen neurons are written."""
+
+    init: Init
+    outgoing: str
+    silent: bool  # they go into reserve
+    threshold: float  # new neurons are modelled on those that score above it
+
+
+def _manner(action: Action, config: DropInConfig) -> _Manner:
+    if action is Action.PRUNE:
+        return _Manner("zero", "zero", True, config.threshold)
+    outgoing = "zero" if action is Action.GROW else config.outgoing
+    return _Manner(config.init, outgoing, False, config.threshold)  # type: ignore[arg-type]
+
+
+def _effective_mask(decision: Decision, action: Action, site: Site, active: Tensor, init: str) -> Tensor:
+    """The slots the action really concerns: reserve slots for GROW, active ones for the others."""
+    if decision.action is not action:
+        raise ValueError(f"decisions must all be {action}, got {decision.action} for site {site.name!r}")
+    if decision.mask.dtype is not torch.bool or decision.mask.shape != (site.width,):
+        raise ValueError(
+            f"the mask of a decision on site {site.name!r} must be bool of shape {(site.width,)}, got {decision.mask.dtype} "
+            f"of shape {tuple(decision.mask.shape)}"
+        )
+    if action is not Action.REPLACE:
+        require_ability(site, "be silenced", "cannot grow or be pruned")
+    mask = decision.mask & (~active if action is Action.GROW else active)
+    if init == "split":
+        donors = (active & ~mask).sum()
+        mask = mask & (torch.cumsum(mask, 0) <= donors)
+    return mask
+
+
+def _neuron_tensors(
+    site: Site,
+    statistics: NeuronStatistics,
+    mask: Tensor,
+    score: Tensor,
+    manner: _Manner,
+    optimizer: torch.optim.Optimizer | None,
+    index: int,
+) -> NeuronTensors:
+    survivors = statistics.active & ~mask
+    # New neurons should not take after the useless ones that this event's budget left in place.
+    healthy = survivors & (score > manner.threshold)
+    linear = site.down if isinstance(site.down, nn.Linear) else None
+    folds = linear is not None and linear.bias is not None and linear.bias.requires_grad
+    return NeuronTensors(
+        ups=tuple(Incoming(weight.part, None if bias is None else bias.part) for weight, bias in site.incoming),
+        down_weight=None if linear is None else linear.weight.detach(),
+        down_bias=site.down.bias.detach() if folds else None,
+        mask=mask,
+        survivors=torch.where(healthy.any(), healthy, survivors),
+        mean_output=statistics.mean_output,
+        donors=_donors(mask, survivors, score) if manner.init == "split" else None,
+        state=tuple(_slices(site, manner, optimizer)),
+        site=index,
+    )
+
+
+def _slices(site: Site, manner: _Manner, optimizer: torch.optim.Optimizer | None) -> Iterator[StateSlice]:
+    """The optimizer state of the neurons, and those of their weights that a NeuronTensors has no name for."""
+    for share in site.shares:
+        yield from state_slices(optimizer, share)
+    for share in site.others:
+        yield StateSlice(share.part, share.dim, "zero" if manner.silent else share.fresh)
+    if manner.outgoing == "zero":
+        for share in site.outgoing:
+            if not (isinstance(site.down, nn.Linear) and share.tensor is site.down.weight):
+                yield StateSlice(share.part, share.dim, "zero")
+
+
+def _donors(mask: Tensor, survivors: Tensor, score: Tensor) -> Tensor:
+    """[N] int64: the k-th chosen neuron splits the k-th strongest survivor. Entries of unchosen neurons mean nothing."""
+    strongest = torch.argsort(torch.where(survivors, score, -torch.inf), descending=True, stable=True)
+    rank = (torch.cumsum(mask, 0) - 1).clamp_min(0)
+    return strongest[rank]
+
+
+def _fold_mean_output(site: Site, mask: Tensor, mean_output: Tensor) -> None:
+    """Adds the mean contribution of the masked neurons to what lies behind them, where that is no Linear's bias."""
+    for weight, into, sign in site.folds:
+        if isinstance(into, nn.Parameter) and not into.requires_grad:
+            continue
+        gone = torch.where(mask, mean_output, 0.0).to(torch.promote_types(weight.dtype, torch.float32))
+        taps = weight.detach().to(gone.dtype).flatten(2).sum(2) if weight.ndim > 2 else weight.detach().to(gone.dtype)
+        into.detach().add_(sign * (taps @ gone))
+
+
+def _unheard_inputs(site: Site, mask: Tensor, manner: _Manner) -> Tensor | None:
+    """[N, D, ...] bool: entries of the drawn rows for neurons of the site before that nobody listens to.
+
+    Among them are its slots in reserve, which stay silent only as long as their outgoing weights are zero, drawn or not.
+    """
+    if not site.follows or manner.init in ("split", "zero"):
+        return None
+    weight = site.up.weight.detach()
+    unheard = ~weight.any(dim=tuple(dim for dim in range(weight.ndim) if dim != 1), keepdim=True)
+    return unheard & mask.view(-1, *[1] * (weight.ndim - 1))

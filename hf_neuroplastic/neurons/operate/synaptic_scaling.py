@@ -1,0 +1,54 @@
+"""Synaptic scaling: every neuron's incoming weights are drawn, step by step, to where it is as active as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from neuroplastic_kernels import neuron_sums, synaptic_scale
+
+from ..config import DropInConfig
+from ..observe.statistics import NeuronStatistics
+from ..sites import Site
+
+
+def scale_synapses(
+    sites: Sequence[Site],
+    everyone: NeuronStatistics,
+    statistics: Sequence[NeuronStatistics],
+    config: DropInConfig,
+    *,
+    workspace: dict[Any, Any] | None = None,
+) -> None:
+    """One step of synaptic scaling of all sites, in place, by `config`; frozen sites are left alone.
+
+    Args:
+        everyone: the statistics of all sites side by side, `statistics` those of each.
+        workspace: a dict to keep between calls, in which the fused form holds what need not be prepared anew.
+    """
+    starts = accumulate((known.scale.numel() for known in statistics), initial=0)
+    trained = [(site.up.weight.detach(), start) for site, start in zip(sites, starts, strict=False) if site.trainable]
+    synaptic_scale(
+        [weight for weight, _ in trained],
+        [start for _, start in trained],
+        everyone.scale,
+        everyone.averages[neuron_sums.ABS_OUTPUT],
+        everyone.weight,
+        everyone.active,
+        rate=config.synaptic_lr,
+        target=config.homeostatic_target,
+        scale_range=config.scale_range,
+        workspace=workspace,
+        backend=config.backend,
+    )
+
+
+def refuse_half_precision(sites: Sequence[Site]) -> None:
+    """Raises TypeError for weights too coarse to take small steps."""
+    for site in sites:
+        if site.up.weight.dtype.itemsize < 4:
+            raise TypeError(
+                f"synaptic_lr must be 0 for weights of {site.up.weight.dtype}: their resolution is too coarse for small steps; "
+                f"keep the weights in float32 and compute under autocast (Trainer's bf16=True does)"
+            )

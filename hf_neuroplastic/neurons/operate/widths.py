@@ -1,0 +1,54 @@
+"""The widths of a run that is resumed, for a model that may not have them yet, or not in its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..sites import Site
+from .resize import reserve
+
+
+def fit_widths(model: nn.Module, sites: Sequence[Site], widths: Sequence[int]) -> None:
+    """Adds slots in reserve to `model` until its `sites` have the `widths` of the run that is to be resumed.
+
+    The model may be the one that run started with, or one loaded from its checkpoint, to which nothing is added.
+
+    Raises:
+        ValueError: a site that is wider already; the model is unchanged then.
+    """
+    missing = [width - site.width for site, width in zip(sites, widths, strict=True)]
+    for site, width in zip(sites, widths, strict=True):
+        if site.width > width:
+            raise ValueError(
+                f"site {site.name!r} has {site.width} neurons, but the run to be resumed had {width}; load the model from "
+                f"the checkpoint, or from what the run started with"
+            )
+    for count in sorted(set(missing) - {0}):
+        reserve(model, count, layers=[site.name for site, short in zip(sites, missing, strict=True) if short == count])
+
+
+def refuse_other_widths(model: nn.Module, sites: Sequence[Site]) -> RemovableHandle:
+    """From now on `model.load_state_dict` of weights with other widths raises a ValueError that says what to do.
+
+    Trainer loads a checkpoint by it when it resumes. The returned handle's `remove()` ends it.
+    """
+    return model.register_load_state_dict_pre_hook(partial(_check_widths, sites))
+
+
+def _check_widths(sites: Sequence[Site], module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    names = {id(parameter): prefix + name for name, parameter in module.named_parameters()}
+    for site in sites:
+        weight = site.incoming[0].weight
+        saved = state_dict.get(names.get(id(weight.tensor), ""))
+        neurons = site.width if saved is None else saved.shape[weight.dim] // weight.blocks
+        if neurons != site.width:
+            raise ValueError(
+                f"site {site.name!r} has {site.width} neurons, but the weights to be loaded have {neurons}: to go on with "
+                f"a run that grew, pass DropInCallback(config, resume_from=checkpoint), or make the DropIn by "
+                f"resume_dropin(model, checkpoint)"
+            )

@@ -1,0 +1,80 @@
+"""What `plasticity_step` asks of its lists of tensors, whatever the form that runs."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.tensor_places import tensor_places
+from .formulas import NeuronFactor
+
+
+def check_dense(grads: Sequence[Tensor | None]) -> None:
+    """Raise RuntimeError for a gradient that is not dense."""
+    for grad in grads:
+        if grad is not None and grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
+                "use dense gradients, as nn.Embedding(sparse=False) has"
+            )
+
+
+def check_lists(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    moments: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    neuron_factors: Sequence[NeuronFactor | None] | None = None,
+) -> None:
+    """Refuse what no form takes. moments: traces, exp_avgs, exp_avg_sqs.
+
+    Raises RuntimeError for a gradient that is not dense, and where a parameter has changed its shape under its state or
+    gradient; ValueError for lists of unequal length, and for factors that do not fit their parameter.
+    """
+    lists = [params, grads, *moments, steps, *([] if neuron_factors is None else [neuron_factors])]
+    if len(set(map(len, lists))) > 1:
+        raise ValueError(
+            f"the lists of tensors must be of one length, got {', '.join(str(len(each)) for each in lists)}"
+        )
+    check_dense(grads)
+    for index, (param, grad, *held) in enumerate(zip(params, grads, *moments, strict=True)):
+        for tensor in held if grad is None else (grad, *held):
+            if tensor.shape != param.shape:
+                raise RuntimeError(
+                    f"parameter {index} has shape {tuple(param.shape)} but its gradient or state another, such as "
+                    f"{tuple(tensor.shape)}: change widths before the first step, or pass the optimizer to reserve or "
+                    "compact"
+                )
+    for index, factor in enumerate(neuron_factors or ()):
+        if factor is not None:
+            check_factor(params[index], factor, index)
+
+
+def check_factor(param: Tensor, factor: NeuronFactor, index: int) -> None:
+    """Raise ValueError where the neuron factors of parameter number `index` do not fit it."""
+    where, (values, dim) = f"neuron_factors of parameter {index}, of shape {tuple(param.shape)},", factor
+    if isinstance(dim, bool) or not isinstance(dim, int) or not -param.ndim <= dim < param.ndim:
+        raise ValueError(
+            f"{where} must name the dimension that counts its neurons: dim from {-param.ndim} to {param.ndim - 1}; got {dim!r}"
+        )
+    wanted = f"a contiguous float32 tensor of shape {(param.shape[dim],)} on {param.device}"
+    if not isinstance(values, Tensor):
+        raise ValueError(f"values in {where} must be {wanted}; got {type(values).__name__}")
+    fits = values.shape == (param.shape[dim],) and values.dtype == torch.float32 and values.device == param.device
+    if not fits or not values.is_contiguous():
+        raise ValueError(
+            f"values in {where} must be {wanted}; got {'' if values.is_contiguous() else 'non-contiguous '}{values.dtype} of "
+            f"shape {tuple(values.shape)} on {values.device}"
+        )
+    if type(param) not in (Tensor, torch.nn.Parameter):
+        raise ValueError(f"{where} cannot be: the parameter is a {type(param).__name__}; factors are for whole tensors")
+
+
+def whereabouts(lists: Iterable[Iterable[Tensor | None]], factors: Iterable[NeuronFactor | None]) -> Any:
+    """`tensor_places` of lists of tensors and their neurons' factors, and which dimensions count the neurons."""
+    factors = list(factors)
+    values = [None if factor is None else factor.values for factor in factors]
+    dims = [None if factor is None else factor.dim for factor in factors]
+    return tensor_places([*chain.from_iterable(lists), *values]), dims

@@ -1,0 +1,106 @@
+"""Decoding: mono float32 at the asked rate, and one clear error for every kind of bad file."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from hf_neuroplastic.audio import AudioDecodingError, decode, load_audio, resample
+
+
+def tone(seconds, rate, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("extension", "tolerance"), [("flac", 2**-15), ("wav", 2**-15), ("ogg", 0.05)])
+def test_formats_round_trip(tmp_path, extension, tolerance):
+    samples = tone(0.5, 16000)
+    path = tmp_path / f"tone.{extension}"
+    soundfile.write(path, samples, 16000)
+    decoded, rate = decode(path)
+    assert (rate, decoded.dtype) == (16000, np.float32)
+    np.testing.assert_allclose(decoded, samples, atol=tolerance, rtol=0)
+
+
+def test_path_string_and_bytes_agree(tmp_path):
+    path = tmp_path / "tone.flac"
+    soundfile.write(path, tone(0.1, 8000), 8000)
+    for source in (path, str(path), path.read_bytes()):
+        np.testing.assert_array_equal(decode(source)[0], decode(path)[0])
+
+
+def test_channels_are_averaged(tmp_path):
+    path = tmp_path / "stereo.wav"
+    left, right = tone(0.1, 16000), tone(0.1, 16000, 1000.0)
+    soundfile.write(path, np.stack([left, right], 1), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(decode(path)[0], (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_resampling_keeps_a_tone(rate):
+    resampled = resample(tone(1.0, rate), rate, 16000)
+    assert resampled.shape == (16000,)
+    assert resampled.dtype == np.float32
+    inner = slice(1000, 15000)  # the filter's edges aside
+    np.testing.assert_allclose(resampled[inner], tone(1.0, 16000)[inner], atol=5e-3)
+
+
+def test_resampling_removes_what_would_alias():
+    above = resample(tone(1.0, 48000, 10000.0), 48000, 16000)
+    assert np.abs(above[1000:15000]).max() < 5e-3
+
+
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_shortest_files(tmp_path, length):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, np.full(length, 0.25, dtype=np.float32), 8000)
+    assert load_audio(path, 16000).shape == (2 * length,)
+
+
+@pytest.mark.parametrize(("rate", "target"), [(0, 16000), (16000, -1)])
+def test_bad_rates_are_refused(rate, target):
+    with pytest.raises(ValueError, match="must be a positive number of Hz, got"):
+        resample(tone(0.1, 8000), rate, target)
+
+
+def encoded(samples, **options):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16000, format="WAV", **options)
+    return buffer.getvalue()
+
+
+BAD_FILES = {
+    "empty": (b"", "the file is empty (0 bytes)"),
+    "corrupt": (b"fLaC" + bytes(range(200)), "not audio that soundfile can read"),
+    "text": (b"no sound here", "not audio that soundfile can read"),
+    "no samples": (encoded(np.zeros(0)), "no samples"),
+    "nan": (encoded(np.array([0.0, np.nan]), subtype="FLOAT"), "NaN or infinite"),
+    "infinite": (encoded(np.array([0.0, np.inf]), subtype="FLOAT"), "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_named(tmp_path, case):
+    content, words = BAD_FILES[case]
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    for source, name in ((path, None), (content, str(path))):
+        with pytest.raises(AudioDecodingError) as caught:
+            load_audio(source, 16000, name=name)
+        assert words in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_flac_cut_inside_its_header_is_refused(tmp_path):
+    whole = tmp_path / "whole.flac"
+    soundfile.write(whole, np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole.read_bytes()[:30])
+    with pytest.raises(AudioDecodingError, match=r"cut\.flac"):
+        decode(cut)
+
+
+def test_absent_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.flac: no such audio file"):
+        decode(tmp_path / "absent.flac")

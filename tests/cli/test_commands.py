@@ -1,0 +1,244 @@
+"""The command line: results that stand by themselves, and one clear line for every mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+from transformers import AutoModelForAudioClassification
+from typer.testing import CliRunner
+
+from hf_neuroplastic.audio import write_corpus
+from hf_neuroplastic.audio.demo import METHODS, MODELS, Scale, save_small_model
+from hf_neuroplastic.audio.training import Settings
+from hf_neuroplastic.cli import app
+from hf_neuroplastic.neurons.config import DropInConfig
+
+TINY = {"train": 16, "dev": 4, "eval": 12}
+
+
+def _run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch):
+    dropin = DropInConfig(interval=1, maturity=1, max_fraction=0.05, threshold=float("inf"))
+    size = Scale(TINY, Settings(steps=3, batch_size=4, learning_rate=1e-3, max_seconds=0.5, dropin=dropin))
+    monkeypatch.setattr("hf_neuroplastic.audio.demo.scale", lambda *_: size)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("data") / "corpus", utterances=TINY)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_small_model("wav2vec2", folder, seed=0)
+    return folder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_demo_leaves_results_picture_and_a_stock_model(kind, tmp_path, tiny_scale):
+    output = tmp_path / "results"
+    for _ in range(2):  # an earlier demonstration is replaced
+        result = _run("demo", "--quick", "--output", output, "--model", kind)
+        assert result.exit_code == 0, result.output
+    for method in METHODS:
+        assert method in result.output
+    content = json.loads((output / "results.json").read_text())
+    assert [run["name"] for run in content["runs"]] == list(METHODS)
+    assert {"eer", "seconds", "neurons_replaced"} <= content["runs"][0].keys()
+    assert [run["neurons_replaced"] > 0 for run in content["runs"]] == [False, False, True]
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["config"]["model"] == kind
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+    stock, info = AutoModelForAudioClassification.from_pretrained(output / "model", output_loading_info=True)
+    assert not any(info.values())
+    assert stock.config.id2label == {0: "bonafide", 1: "spoof"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+    assert sorted(path.name for path in output.iterdir()) == ["corpus", "demo.png", "model", "results.json"]
+
+
+def test_a_demo_that_fails_leaves_nothing(tmp_path, tiny_scale, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr("hf_neuroplastic.audio.demo.draw_runs", fail)
+    assert _run("demo", "--output", tmp_path / "results").exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
+    common = ("--model", model, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    result = _run("train", *common, "--data", corpus, "--output", tmp_path / "asv")
+    assert result.exit_code == 0, result.output
+    assert "EER" in result.output
+    assert {"results.json", "results.png", "model"} <= {path.name for path in (tmp_path / "asv").iterdir()}
+
+    for split, name in (("train", "training"), ("eval", "testing")):
+        flac = sorted((corpus / "LA" / f"ASVspoof2019_LA_{split}" / "flac").iterdir())
+        for index, path in enumerate(flac):
+            target = tmp_path / "for" / name / ("real" if index % 2 else "fake")
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    result = _run("train", *common, "--data", tmp_path / "for", "--format", "folder", "--output", tmp_path / "out2")
+    assert result.exit_code == 0, result.output
+
+
+def test_train_with_eight_bit_state(tmp_path, corpus, model):
+    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    result = _run("train", *common, "--method", "neuroplastic-8bit", "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+
+
+def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch):
+    common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus)  # no cropping
+    assert _run(*common, "--output", tmp_path / "whole").exit_code == 0
+
+    with monkeypatch.context() as patch:
+
+        def interrupt(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr("hf_neuroplastic.audio.training._ReportProgress.on_step_end", interrupt)
+        assert _run(*common, "--output", tmp_path / "cut").exit_code != 0
+    assert not (tmp_path / "cut" / "results.json").exists()
+    assert "--resume" in _run(*common, "--output", tmp_path / "cut").output
+    result = _run(*common, "--output", tmp_path / "cut", "--resume")
+    assert result.exit_code == 0, result.output
+    whole, resumed = (
+        AutoModelForAudioClassification.from_pretrained(tmp_path / name / "model") for name in ("whole", "cut")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_inspect_lists_sites(model):
+    result = _run("inspect", model)
+    assert result.exit_code == 0, result.output
+    assert "wav2vec2.encoder.layers.2." in result.output
+    assert "layers.3" not in result.output
+
+
+def _broken_corpus(corpus: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "broken"
+    shutil.copytree(corpus, copy)
+    next((copy / "LA" / "ASVspoof2019_LA_train" / "flac").iterdir()).write_bytes(b"fLaC?")
+    return copy
+
+
+ERRORS = [
+    ("no data", ["train", "--model", "{model}", "--data", "{tmp}/none", "--output", "{tmp}/o"], ["none"]),
+    ("no model", ["train", "--model", "{tmp}/nothing", "--data", "{corpus}", "--output", "{tmp}/o"], ["nothing"]),
+    ("output taken", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{model}"], ["--output"]),
+    ("wrong layout", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "folder", "--output", "{tmp}/o"],
+     ["label"]),
+    ("corrupt audio", ["train", "--model", "{model}", "--data", "{broken}", "--output", "{tmp}/o"], [".flac"]),
+    ("bad rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "0", "--output", "{tmp}/o"],
+     ["learning_rate", "0"]),
+    ("absurd rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "1e300", "--output", "{tmp}/o"],
+     ["learning_rate", "1e+300", "at most 1"]),
+    ("bad format", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "wav", "--output", "{tmp}/o"],
+     ["asvspoof2019", "folder"]),
+    ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
+     ["neuroplastic+dropin"]),
+    ("unknown demo model", ["demo", "--model", "whisper", "--output", "{tmp}/o"], ["wav2vec2", "ast"]),
+    ("markup in a path", ["train", "--model", "{model}", "--data", "{tmp}/x[/raw]y", "--output", "{tmp}/o"], ["x[/raw]y"]),
+    ("nothing to resume", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
+     ["no whole checkpoint"]),
+    ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
+    ("inspect nothing", ["inspect", "{tmp}/nothing"], ["nothing"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_mistakes_get_one_line_and_exit_code_2(arguments, words, tmp_path, corpus, model):
+    broken = _broken_corpus(corpus, tmp_path) if "{broken}" in arguments else None
+    before = sorted(tmp_path.rglob("*"))
+    filled = [argument.format(tmp=tmp_path, corpus=corpus, model=model, broken=broken) for argument in arguments]
+    result = _run(*filled)
+    assert result.exit_code == 2, result.output
+    for word in words:
+        assert word in result.output
+    if "error:" in result.output:  # our own; the option parser draws its messages in a box
+        assert len(result.output[result.output.index("error:") :].strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ImportError, TypeError, SafetensorError])
+def test_what_the_user_can_put_right_is_one_line(error, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise error("first line\nsecond [line]")
+
+    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    result = _run("demo", "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert result.output.strip().splitlines()[-1] == "error: first line second [line]"
+    monkeypatch.setenv("HF_NEUROPLASTIC_DEBUG", "1")
+    assert isinstance(_run("demo", "--output", tmp_path / "o").exception, error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError])
+def test_anything_else_is_a_bug_and_shows_where(error, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise error("a bug")
+
+    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    result = _run("demo", "--output", tmp_path / "o")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, error)
+
+
+@pytest.mark.parametrize(("method", "tagged"), [("adamw", False), ("neuroplastic", True)])
+def test_the_model_card_tells_what_the_model_was_trained_with(method, tagged, tmp_path, corpus, model):
+    common = ("--model", model, "--data", corpus, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3)
+    assert _run("train", *common, "--method", method, "--output", tmp_path / "o").exit_code == 0
+    card = tmp_path / "o" / "model" / "README.md"
+    assert card.exists() == tagged
+    if tagged:
+        data = {"library_name": "transformers", "pipeline_tag": "audio-classification", "tags": ["hf-neuroplastic"]}
+        assert ModelCard.load(card).data.to_dict() == data
+
+
+def test_corrupt_files_may_be_skipped(tmp_path, corpus, model):
+    broken = _broken_corpus(corpus, tmp_path)
+    common = ("--model", model, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3, "--data", broken)
+    result = _run("train", *common, "--on-error", "skip", "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_demonstration_never_deletes_other_files(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert _run("demo", "--output", tmp_path).exit_code == 2
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_data_of_one_class_are_refused_before_training(split, tmp_path, corpus, model):
+    copy = tmp_path / "one"
+    shutil.copytree(corpus, copy)
+    protocol = next((copy / "LA" / "ASVspoof2019_LA_cm_protocols").glob(f"*.{split}.*"))
+    protocol.write_text("".join(line for line in protocol.open() if line.strip().endswith("bonafide")))
+    result = _run("train", "--model", model, "--data", copy, "--steps", 1, "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "only ['bonafide']" in result.output
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_feature_encoder_is_frozen_unless_asked_otherwise(frozen, tmp_path, corpus, model):
+    flag = "--freeze-feature-encoder" if frozen else "--no-freeze-feature-encoder"
+    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 2, "--learning-rate", 0.01)
+    assert _run("train", *common, flag, "--output", tmp_path / "o").exit_code == 0
+    before, after = (
+        AutoModelForAudioClassification.from_pretrained(folder).wav2vec2.feature_extractor.conv_layers[0].conv.weight
+        for folder in (model, tmp_path / "o" / "model")
+    )
+    assert torch.equal(before, after) == frozen

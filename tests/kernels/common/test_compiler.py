@@ -1,0 +1,218 @@
+"""Building and keeping the compiled forms: what is built, when, and what is said where it fails."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_neuroplastic import NeuroPlastic
+from neuroplastic_kernels import dispatch
+from neuroplastic_kernels.common import compiler
+from neuroplastic_kernels.plasticity_step.native import compiled
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "g++").split()[0]), reason="needs a C++ compiler: install g++ or set CXX"
+)
+REMEDY = (
+    r"install one \(for example the package g\+\+\), name it in the environment variable CXX, or leave compile=False"
+)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A small C++ file, and an empty cache."""
+    monkeypatch.setenv("NEUROPLASTIC_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "answer.cpp"
+    path.write_text('extern "C" int answer() { return 42; }\n')
+    return path
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """A compiler that notes each file it compiles; returns how many."""
+    log = tmp_path / "log"
+    real = os.environ.get("CXX", "g++")
+    command = f'case "$*" in *--version*) ;; *) echo x >> "{log}" ;; esac\nexec {real} "$@"'
+    monkeypatch.setenv("CXX", script(tmp_path / "counted", command))
+    return lambda: len(log.read_text().split()) if log.exists() else 0
+
+
+@pytest.fixture
+def forgotten():
+    """Nothing is loaded yet, as in a new process."""
+    for cached in (compiler.load, compiled):
+        cached.cache_clear()
+    yield
+    for cached in (compiler.load, compiled):
+        cached.cache_clear()
+
+
+@needs_compiler
+def test_a_library_is_built_once_for_each_source_flags_and_processor(source, counted, monkeypatch):
+    first = compiler.build(source)
+    assert compiler.build(source) == first
+    assert counted() == 1
+    assert sorted(first.parent.iterdir()) == [first]  # nothing half-written stays
+    monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-DOTHER"])
+    other_flags = compiler.build(source)
+    monkeypatch.setattr(compiler, "processor", lambda: "another")
+    other_processor = compiler.build(source)
+    source.write_text('extern "C" int answer() { return 43; }\n')
+    assert len({first, other_flags, other_processor, compiler.build(source)}) == 4
+    assert counted() == 4
+
+
+@needs_compiler
+def test_a_new_header_makes_a_new_library(source, forgotten):
+    header = source.with_name("number.h")
+    header.write_text("#define NUMBER 42\n")
+    source.write_text('#include "number.h"\nextern "C" int answer() { return NUMBER; }\n')
+    first = compiler.build(source)
+    header.write_text("#define NUMBER 43\n")
+    assert compiler.build(source) != first
+    assert compiler.load(source).answer() == 43
+
+
+@needs_compiler
+def test_a_library_loads_and_answers(source, forgotten):
+    assert compiler.load(source).answer() == 42
+
+
+@needs_compiler
+def test_processes_that_build_at_once_do_not_disturb_each_other(source, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from neuroplastic_kernels.common.compiler import load;"
+        "sys.stdin.read(1); print(load(Path(sys.argv[1])).answer())"
+    )
+    command = [sys.executable, "-c", code, str(source)]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in running:
+        process.stdin.write("x")  # go
+        process.stdin.flush()
+    assert [process.communicate()[0].strip() for process in running] == ["42", "42"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("environment", [{"CXX": "no-such-compiler -x"}, {"PATH": "", "CXX": ""}])
+def test_no_compiler(environment, source, forgotten, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    name = "no-such-compiler" if environment["CXX"] else "(g|clang)[+][+]"
+    with pytest.raises(
+        RuntimeError, match=rf"compile=True needs a C\+\+ compiler, but '{name}' was not found; {REMEDY}"
+    ):
+        NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], compile=True)
+    assert not compiler.cache_folder().exists()
+
+
+def test_a_compiler_that_fails_is_quoted(source, tmp_path, monkeypatch):
+    says = (
+        'case "$*" in *--version*) exit 0 ;; esac; echo note: hm >&2; echo "a.cpp:1: fatal error: no omp.h" >&2; exit 3'
+    )
+    monkeypatch.setenv("CXX", script(tmp_path / "broken", says))
+    words = rf"broken .*-fopenmp.* ended with status 3: a.cpp:1: fatal error: no omp.h; {REMEDY}"
+    with pytest.raises(RuntimeError, match=words):
+        compiler.build(source)
+    assert not list(compiler.cache_folder().iterdir())
+
+
+def test_a_compiler_that_does_not_run_is_quoted(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", script(tmp_path / "silent", "exit 9"))
+    with pytest.raises(RuntimeError, match=r"silent --version ended with status 9: it printed nothing; install"):
+        compiler.build(source)
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file, no folder")
+    with pytest.raises(RuntimeError, match=r"keeps its library in .*cache.*NEUROPLASTIC_CACHE_DIR"):
+        compiler.build(source)
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_is_named(source, forgotten):
+    compiler.build(source).write_bytes(b"not a library")
+    with pytest.raises(RuntimeError, match=r"which does not load: .*delete that file"):
+        compiler.load(source)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("NEUROPLASTIC_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / "neuroplastic_kernels"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert compiler.cache_folder() == tmp_path / "home" / ".cache" / "neuroplastic_kernels"
+    monkeypatch.setenv("NEUROPLASTIC_CACHE_DIR", str(tmp_path / "own"))
+    assert compiler.cache_folder() == tmp_path / "own"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NEUROPLASTIC_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiler.Path, "home", homeless)
+    with pytest.raises(RuntimeError, match=r"home directory.*NEUROPLASTIC_CACHE_DIR"):
+        compiler.cache_folder()
+
+
+@needs_compiler
+def test_the_default_takes_the_native_form_where_it_builds(monkeypatch, caplog):
+    params = [torch.zeros(3)]
+    assert (
+        dispatch.select("plasticity_step", "auto", params, compile=None)
+        is dispatch.FORMS["plasticity_step"].load_native()
+    )
+    for form in ("auto", "reference"):
+        assert (
+            dispatch.select("plasticity_step", form, params, compile=False)
+            is dispatch.FORMS["plasticity_step"].reference
+        )
+    assert (
+        dispatch.select("plasticity_step", "reference", params, compile=None)
+        is dispatch.FORMS["plasticity_step"].reference
+    )
+
+    def broken():
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setitem(
+        dispatch.FORMS, "plasticity_step", dispatch.FORMS["plasticity_step"]._replace(load_native=broken)
+    )
+    dispatch.native_form_if_it_builds.cache_clear()
+    dispatch.say_once.cache_clear()
+    try:
+        for _ in range(2):
+            form = dispatch.select("plasticity_step", "auto", params, compile=None)
+            assert form is dispatch.FORMS["plasticity_step"].reference
+        assert len([record for record in caplog.records if "no C++ compiler" in record.message]) == 1
+    finally:
+        dispatch.native_form_if_it_builds.cache_clear()
+
+
+@pytest.mark.parametrize("command", ['"g++', "/dev/null"])
+def test_a_command_that_is_none_is_reported(source, monkeypatch, command):
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeError, match="leave compile=False"):
+        compiler.build(source)
+
+
+def test_a_compiler_that_does_not_run_is_reported(source, tmp_path, monkeypatch):
+    fake = tmp_path / "fake-g++"
+    fake.write_text("no program")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.raises(RuntimeError, match=r"does not run.*leave compile=False"):
+        compiler.build(source)

@@ -1,0 +1,89 @@
+"""8-bit state: exact where it must be, unbiased elsewhere, and the same inside kernels."""
+
+import pytest
+import torch
+
+from neuroplastic_kernels.plasticity_step.eight_bit import BLOCK, CODES, blocks, decode, dequantise, encode, quantise
+
+CODE = pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+
+
+def values(numel, code, scale=1.0):
+    drawn = torch.randn(numel, generator=torch.Generator().manual_seed(3)) * scale
+    return drawn if code.dtype == torch.int8 else drawn.square()
+
+
+@CODE
+def test_every_code_survives_decoding_and_encoding(code):
+    lowest = -code.levels if code.dtype == torch.int8 else 0
+    codes = torch.arange(lowest, code.levels + 1).to(code.dtype)
+    decoded = decode(codes, torch.full((blocks(codes.numel()),), 3.0), code)
+    again, scales = encode(decoded, 0.5, code)
+    assert torch.equal(again, codes)
+    torch.testing.assert_close(scales[0], torch.tensor(3.0))
+    assert torch.equal(decoded.sort().values, decoded)  # codes are in the order of their values
+
+
+@CODE
+@pytest.mark.parametrize("numel", [1, 255, 256, 257, 5000])
+def test_the_error_is_at_most_a_step_of_the_code(code, numel):
+    exact = values(numel, code, 1e-5)
+    codes, scales = encode(exact, torch.rand(numel), code)
+    assert codes.dtype == code.dtype
+    assert scales.shape == (blocks(numel),)
+    scale = scales.repeat_interleave(BLOCK)[:numel]
+    root = lambda x: (x.abs() / scale) ** (1 / code.power)  # noqa: E731
+    assert ((root(decode(codes, scales, code)) - root(exact)).abs() * code.levels).max() < 1.001
+
+
+@CODE
+def test_the_draw_makes_the_expected_value_exact(code):
+    exact = values(BLOCK, code)
+    draws = torch.linspace(0, 1, 4001)[:-1]
+    mean = torch.stack([decode(*encode(exact, draw, code), code) for draw in draws.expand(BLOCK, -1).t()]).mean(0)
+    torch.testing.assert_close(mean, exact, rtol=1e-3, atol=exact.abs().max().item() * 1e-5)
+
+
+def test_a_moment_that_decays_slowly_does_decay():
+    """Nearest rounding would leave v where it is: the decay of a step is smaller than a step of the code."""
+    code = CODES["exp_avg_sq"]
+    state = torch.full((BLOCK,), 0.5)
+    state[0] = 1.0
+    codes, scales = encode(state, 0.5, code)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(500):
+        value = 0.999 * decode(codes, scales, code)
+        value[0] = 1.0  # keeps the scale
+        codes, scales = encode(value, torch.rand(BLOCK, generator=generator), code)
+    expected = 0.5 * 0.999**500
+    assert decode(codes, scales, code)[1:].mean() == pytest.approx(expected, rel=0.02)
+
+
+def test_a_positive_second_moment_never_becomes_zero():
+    v = torch.tensor([1.0, 1e-12, 0.0])
+    codes, scales = encode(v, 0.999, CODES["exp_avg_sq"])
+    assert (decode(codes, scales, CODES["exp_avg_sq"]) > 0).tolist() == [True, True, False]
+
+
+@CODE
+def test_zeros_stay_zero_and_a_bad_value_shows_in_its_block_only(code):
+    exact = values(3 * BLOCK, code)
+    exact[:BLOCK] = 0
+    for bad in (torch.nan, torch.inf):
+        exact[BLOCK + 7] = bad
+        decoded = decode(*encode(exact, 0.5, code), code)
+        assert torch.equal(decoded[:BLOCK], torch.zeros(BLOCK))
+        assert not decoded[BLOCK : 2 * BLOCK].isfinite().any()
+        assert decoded[2 * BLOCK :].isfinite().all()
+
+
+def test_three_moments_take_three_bytes_and_a_scale():
+    moments = [values(5000, code).view(50, 100) for code in CODES.values()]
+    codes, scales = quantise(moments)
+    assert [c.dtype for c in codes] == [torch.uint8, torch.int8, torch.uint8]
+    assert scales.shape == (3, 20)
+    size = sum(c.nbytes for c in codes) + scales.nbytes
+    assert size / 5000 < 3.06
+    for exact, decoded in zip(moments, dequantise(codes, scales), strict=True):
+        assert decoded.shape == exact.shape
+        assert (decoded - exact).norm() < 0.02 * exact.norm()
