@@ -28,7 +28,7 @@ FLOORS = [
     "__init__",
 ]
 OPERATIONS = ("plasticity_step", "ffn_activation", "neuron_reinit", "synaptic_scale")
-WORKSHOPS = ["common", OPERATIONS, "dispatch", "layers", "__init__"]
+WORKSHOPS = ["common", OPERATIONS, "dispatch", "__init__"]
 HOUSES = [(PACKAGE, ROOMS), (PACKAGE / "neurons", FLOORS), (KERNELS, WORKSHOPS)]
 
 

@@ -67,7 +67,7 @@ def test_loss_falls_neurons_are_reborn_and_the_checkpoint_is_stock(tmp_path, dev
         assert torch.equal(stock(**here).logits, plain.eval()(**here).logits)
 
     for score, known in zip(dropin.scores(), dropin.statistics, strict=True):
-        copy = NeuronStatistics(score.numel())
+        copy = NeuronStatistics.unknown(score.numel())
         copy.load_state_dict({name: value.cpu() for name, value in known.state_dict().items()})
         known.seen.fill_(True), copy.seen.fill_(True)
         decided = decide_replacement(score, known, CONFIG).mask.cpu()

@@ -59,11 +59,11 @@ class DropInConfig:
         homeostatic_target: the mean|z| that scaling drives each neuron to, or "layer" for the layer's own mean (the error is
             then relative).
         scale_range: smallest and largest factor that scaling may apply to a neuron in all.
-        active_neurons: how many neurons more (less, if negative) than at the start each selected layer should have active, in
-            the course of training. The model gets the slots in reserve that this needs when it is patched, which must be
-            before the optimizer has taken a step. Every `interval` steps, and at the last one, slots are activated (by
-            `init`, with zero outgoing weights) or the weakest mature neurons go into reserve.
-        active_share: the same as a share of the neurons at the start, 1 being all of them.
+        extra_neurons: a Schedule: how many neurons more (less, if negative) than at the start each selected layer should have
+            active, in the course of training. Whole numbers count neurons, floats are shares of the layer's neurons at the
+            start. The model gets the slots in reserve for the schedule when DropIn patches the model, which must be before
+            the optimizer has taken a step. Every `interval` steps, and at the last step, slots are activated (by `init`,
+            with zero outgoing weights) or the weakest mature neurons go into reserve.
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
             bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
         young_plasticity, old_plasticity: factors on NeuroPlastic's steps for the weights and bias of a neuron: what a neuron
@@ -73,7 +73,7 @@ class DropInConfig:
         observe_every: take statistics in every k-th step only.
         backend: "auto" takes the Triton kernels on CUDA devices and PyTorch elsewhere; "reference" or "fused" takes that form
             or raises when it is first needed.
-        random_seed: key of the counter-based random numbers.
+        seed: key of the counter-based random numbers.
 
     Raises:
         TypeError, ValueError: naming the argument, what was got, and what is allowed.
@@ -98,15 +98,14 @@ class DropInConfig:
     synaptic_lr: float = 0.0
     homeostatic_target: float | str = "layer"
     scale_range: tuple[float, float] = (0.1, 2.0)
-    active_neurons: Schedule | None = None
-    active_share: Schedule | None = None
+    extra_neurons: Schedule | None = None
     freeze_existing: bool = False
     young_plasticity: float = 1.0
     old_plasticity: float = 1.0
     consolidation: int = 1000
     observe_every: int = 1
     backend: str = "auto"
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
@@ -117,10 +116,7 @@ class DropInConfig:
         check_choice("backend", self.backend, BACKENDS)
         check_bool("relative", self.relative)
         check_bool("freeze_existing", self.freeze_existing)
-        for name in ("active_neurons", "active_share"):
-            check_schedule(name, getattr(self, name))
-        if self.active_neurons is not None and self.active_share is not None:
-            raise ValueError("active_neurons and active_share say the same thing in two ways: give one of them")
+        check_schedule("extra_neurons", self.extra_neurons)
         check_number("threshold", self.threshold, 0.0, math.inf)
         check_number("statistics_decay", self.statistics_decay, 0.0, 1.0, high_open=True)
         check_number("max_fraction", self.max_fraction, 0.0, 1.0)
@@ -132,7 +128,7 @@ class DropInConfig:
             check_int(name, getattr(self, name), 1)
         for name in ("maturity", "cooldown"):
             check_int(name, getattr(self, name), 0)
-        check_int("random_seed", self.random_seed, 0, 2**63 - 1)
+        check_int("seed", self.seed, 0, 2**63 - 1)
         if self.max_neuron_age is not None:
             check_int("max_neuron_age", self.max_neuron_age, max(1, self.maturity))
         check_point("start", self.start)
@@ -155,7 +151,7 @@ class DropInConfig:
     @property
     def changes_neurons(self) -> bool:
         """Whether neurons may ever be replaced, grown or pruned."""
-        return self.max_fraction > 0 or self.active_neurons is not None or self.active_share is not None
+        return self.max_fraction > 0 or self.extra_neurons is not None
 
     @property
     def scales_steps(self) -> bool:
@@ -168,7 +164,7 @@ class DropInConfig:
         return self.changes_neurons or self.scales_steps or self.synaptic_lr > 0 or self.freeze_existing
 
     @classmethod
-    def seed(cls, **changes: Any) -> DropInConfig:
+    def original(cls, **changes: Any) -> DropInConfig:
         """The neuron layer DropIn began with: absolute contribution threshold .01, every step, no averaging, maximum age
         1000, fresh N(0, .01) incoming weights with bias 0, outgoing weights kept, scaling by .01 toward activity .5.
 
@@ -183,16 +179,11 @@ class DropInConfig:
         return cls(**(settings | changes))
 
     @classmethod
-    def replace(cls, **changes: Any) -> DropInConfig:
-        """Replacement of useless neurons, widths as they are: the default."""
-        return cls(**changes)
-
-    @classmethod
     def dropin(cls, neurons: int, *, at: float = 0.0, **changes: Any) -> DropInConfig:
         """Artificial neurogenesis (arXiv 2603.24343): `neurons` are added to each selected layer at progress `at`."""
         check_int("neurons", neurons, 1)
         settings: dict[str, Any] = {
-            "active_neurons": OneOff(at, 0, neurons),
+            "extra_neurons": OneOff(at, 0, neurons),
             "max_fraction": 0.0,
             "interval": 10,
             "stop": None,
@@ -206,7 +197,7 @@ class DropInConfig:
         check_int("neurons", neurons, 1)
         course = OneOff(0.0, 0, neurons) + Cosine(*prune, 0, -neurons)
         settings: dict[str, Any] = {
-            "active_neurons": course,
+            "extra_neurons": course,
             "max_fraction": 0.0,
             "interval": 10,
             "maturity": 0,
@@ -241,9 +232,9 @@ class DropInConfig:
         """Structured pruning while training: the share of active neurons falls to `target` between two points in training;
         `compact(model)` then takes the slots out."""
         check_number("target", target, 0.0, 1.0, low_open=True)
-        course = Cosine(*between, 1.0, target)
+        course = Cosine(*between, 0.0, target - 1.0)
         settings: dict[str, Any] = {
-            "active_share": course,
+            "extra_neurons": course,
             "max_fraction": 0.0,
             "interval": 10,
             "maturity": 0,

@@ -9,22 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from .config import DropInConfig
-from .decide.decisions import Action, Decision, is_due
-from .decide.planning import plan_replacement, plan_widths, scheduled_widths, score_sites
+from .decide.decisions import Action, Decision, is_due, plan_replacement, plan_widths, scheduled_widths, score_sites
 from .dropin_state import checked_state, require_same_widths
 from .observe import fused_forward
 from .observe.health import neuron_health
-from .observe.hooks import Observer, freeze_existing, observe
+from .observe.hooks import Observer, observe
 from .observe.padding import FrameMask
-from .observe.statistics import NeuronStatistics, reduce_moments
+from .observe.statistics import NeuronStatistics, reduce_sums, watched_sites
 from .operate.optimizer_checks import checked_optimizer, loss_scale
 from .operate.optimizer_state import unwrap_optimizer
 from .operate.resize import make_room
-from .operate.step_factors import StepFactors
+from .operate.step_factors import StepFactors, freeze_existing
 from .operate.surgery import apply_decisions
 from .operate.synaptic_scaling import refuse_half_precision, scale_synapses
 from .operate.widths import fit_widths, refuse_other_widths
-from .sites import Site, inert_slots, require_abilities, require_whole_site, select_sites
+from .sites import Site, require_abilities, require_whole_site, select_sites
 
 
 class DropIn:
@@ -45,15 +44,17 @@ class DropIn:
             in a torch.nn.Sequential, or with a GRU that `config.recurrent` names; before it is wrapped for distributed
             training.
         config: what to do; DropInConfig() by default.
-        total_steps: optimizer steps of the whole training, needed if `config.start` or `config.stop` is a share of it.
+        total_steps: optimizer steps of the whole training. Without them a `config.stop` given as a share of training, as the
+            default is, means no stop, which a log line says once; a share as `config.start`, and `config.extra_neurons`,
+            need them.
         state: the `state_dict` of a run that is to go on. The model, be it the one that run started with or one loaded from
             its checkpoint, then gets the widths of that run and no more.
 
     Attributes:
-        sites, statistics: the watched layers and what is known of their neurons, in model order.
+        watched: the watched sites in model order, each with its statistics, its active neurons at the start, and the number of
+            its neurons that have been replaced; `sites`, `statistics` and `replaced` are these columns alone.
         step_count: optimizer steps taken so far.
         events: how often decisions were carried out; every event draws other random numbers.
-        replaced: per site, how many neurons have been replaced: 0-dim tensors on the device.
 
     Raises:
         ValueError: no site matches (see select_sites), or a state of other sites or of narrower ones.
@@ -72,30 +73,43 @@ class DropIn:
             raise TypeError(f"config must be a DropInConfig, got {type(config).__name__}; write DropInConfig(...)")
         self.config = config or DropInConfig()
         self.total_steps = _checked_total_steps(total_steps)
-        self.sites: list[Site] = select_sites(model, self.config.layers, self.config.recurrent)
-        require_abilities(self.sites, self.config)
+        sites = select_sites(model, self.config.layers, self.config.recurrent)
+        require_abilities(sites, self.config)
         if state is None:
-            self._start_widths = make_room(model, self.sites, self.config)
+            start_widths = make_room(model, sites, self.config)
         else:
-            fit_widths(model, self.sites, checked_state(state, self.sites).widths)
-        widths = [site.width for site in self.sites]
-        self._all = NeuronStatistics(sum(widths), self.sites[0].weights[0].device)
-        self.statistics = self._all.split(widths)
-        for site, known in zip(self.sites, self.statistics, strict=True):
-            known.active &= ~inert_slots(site)
+            loaded = checked_state(state, sites)
+            fit_widths(model, sites, loaded.widths)
+            start_widths = loaded.start_widths
+        self._all = NeuronStatistics.unknown(sum(site.width for site in sites), sites[0].weights[0].device)
+        self.watched = watched_sites(sites, self._all, start_widths)
         self.step_count, self.events = 0, 0
         self._workspace: dict[Any, Any] = {}  # what fused operations keep between calls
-        self.replaced = [torch.zeros((), dtype=torch.int64, device=self._all.weight.device) for _ in self.sites]
-        self._factors = StepFactors(self.sites, self._all, self.config)
-        self.observers: list[Observer]
-        self.observers, self._handles = observe(model, self.sites, self._all, self.statistics)
-        for site, observer in zip(self.sites, self.observers, strict=True):
+        self._factors = StepFactors(self.watched, self._all, self.config)
+        self._observers: list[Observer]
+        self._observers, self._handles = observe(model, self.watched, self._all)
+        for site, observer in zip(sites, self._observers, strict=True):
             fused_forward.install(site, observer, self.config.backend)
-        self._handles.append(refuse_other_widths(model, self.sites))
+        self._handles.append(refuse_other_widths(model, sites))
         if self.config.freeze_existing:
-            self._handles += freeze_existing(self.sites, self.statistics)
+            self._handles += freeze_existing(self.watched)
         if state is not None:
             self.load_state_dict(state)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The watched sites, in model order."""
+        return [known.site for known in self.watched]
+
+    @property
+    def statistics(self) -> list[NeuronStatistics]:
+        """The statistics of each site's neurons."""
+        return [known.statistics for known in self.watched]
+
+    @property
+    def replaced(self) -> list[Tensor]:
+        """Per site, how many neurons have been replaced: 0-dim tensors on the device."""
+        return [known.replaced for known in self.watched]
 
     @property
     def patched(self) -> bool:
@@ -151,7 +165,7 @@ class DropIn:
             RuntimeError: the model is not patched any more.
             TypeError: no torch optimizer, one whose state cannot be reset or whose steps cannot be scaled per neuron, or
                 sharded weights; the model is unchanged then.
-            ValueError: a share of training in the configuration, but no `total_steps`; or an optimizer of another model.
+            ValueError: a configuration that needs `total_steps`, and none; or an optimizer of another model.
         """
         if not self.patched:
             raise RuntimeError("this DropIn was unpatched and sees no neurons; make a new DropIn(model)")
@@ -164,31 +178,31 @@ class DropIn:
         if self.config.synaptic_lr > 0:
             refuse_half_precision(self.sites)
         due = is_due(self.step_count + 1, self.config, self.total_steps) and self.config.max_fraction > 0
-        targets = scheduled_widths(self.config, self._start_widths, self.step_count + 1, self.total_steps)
+        targets = scheduled_widths(self.config, self.watched, self.step_count + 1, self.total_steps)
         if inner is not None or self._factors.optimizer is None:
             self.scale_steps(inner)
         self.step_count += 1
-        if self.observers[0].enabled:
+        if self._observers[0].enabled:
             scale = loss_scale(optimizer) if gradient_scale is None else gradient_scale
-            reduce_moments(self._all.moments)
+            reduce_sums(self._all.sums)
             self._all.update(self.config.statistics_decay, scale, self.config.observe_every)
         if targets:
             scores = self.scores()
-            for decisions in plan_widths(self.sites, self.statistics, scores, self.config, targets):
+            for decisions in plan_widths(self.watched, scores, self.config, targets):
                 self._carry_out(decisions, scores, inner)
         if due:
             scores = self.scores()
-            self._carry_out(plan_replacement(self.sites, self.statistics, scores, self.config), scores, inner)
+            self._carry_out(plan_replacement(self.watched, scores, self.config), scores, inner)
         if due or targets:
             self._all.seen.zero_()
         if self.config.synaptic_lr > 0:
-            scale_synapses(self.sites, self._all, self.statistics, self.config, workspace=self._workspace)
+            scale_synapses(self.watched, self._all, self.config, workspace=self._workspace)
         self._factors.update()
         self._plan_observation()
 
     def scores(self) -> list[Tensor]:
         """Per site [N] float32: the usefulness of each neuron by the configured criterion, as decisions see it now."""
-        return score_sites(self.sites, self.statistics, self.config, self.events)
+        return score_sites(self.watched, self.config, self.events)
 
     def apply(self, decisions: Sequence[Decision], optimizer: Any = None) -> None:
         """Carries out one decision per site, all of one action: the way to change neurons of one's own choosing.
@@ -206,20 +220,19 @@ class DropIn:
         self._factors.update()
 
     def report(self) -> dict[str, float]:
-        """Plain numbers for a log, over all sites (keys: report.neuron_health). Reads them back from the device."""
-        replaced = sum(int(count) for count in self.replaced)
-        return {"neuro/replaced_total": float(replaced), **neuron_health(self._all, self.statistics)}
+        """Plain numbers for a log, over all sites (keys: health.neuron_health), read back from the device."""
+        return neuron_health(self._all, self.watched)
 
     def state_dict(self) -> dict[str, Any]:
         """All that future decisions depend on: step count, and per site name its statistics and number of replacements."""
         return {
             "step_count": self.step_count,
             "events": self.events,
-            "start_widths": list(self._start_widths),
+            "start_widths": [known.start_width for known in self.watched],
             "config": self.config.to_dict(),
             "sites": {
-                site.name: {**known.state_dict(), "replaced": replaced.clone()}
-                for site, known, replaced in zip(self.sites, self.statistics, self.replaced, strict=True)
+                known.site.name: {**known.statistics.state_dict(), "replaced": known.replaced.clone()}
+                for known in self.watched
             },
         }
 
@@ -234,27 +247,32 @@ class DropIn:
         self._all.load_state_dict(loaded.everyone.state_dict())
         self._all.discard()
         self._factors.update()
-        self.replaced, self.events, self._start_widths = loaded.replaced, loaded.events, loaded.start_widths
+        for known, start_width, replaced in zip(self.watched, loaded.start_widths, loaded.replaced, strict=True):
+            known.start_width, known.replaced = start_width, replaced
+        self.events = loaded.events
         self.restart(loaded.step_count)
 
     def _plan_observation(self) -> None:
         """Watches the next step, or does not, by `observe_every`."""
-        for observer in self.observers:
+        for observer in self._observers:
             observer.enabled = self.step_count % self.config.observe_every == 0
 
     def _carry_out(
         self, decisions: list[Decision], scores: list[Tensor], optimizer: torch.optim.Optimizer | None
     ) -> None:
         changed = apply_decisions(
-            self.sites, self.statistics, decisions, scores,
-            action=decisions[0].action, config=self.config, optimizer=optimizer, event=self.events, workspace=self._workspace,
-        )  # fmt: skip
+            self.watched,
+            decisions,
+            scores,
+            config=self.config,
+            optimizer=optimizer,
+            event=self.events,
+            workspace=self._workspace,
+        )
         self.events += 1
         if decisions[0].action is Action.REPLACE:
-            self.replaced = [
-                count.to(mask.device, non_blocking=True) + mask.sum()
-                for count, mask in zip(self.replaced, changed, strict=True)
-            ]
+            for known, mask in zip(self.watched, changed, strict=True):
+                known.replaced = known.replaced.to(mask.device, non_blocking=True) + mask.sum()
 
 
 def _checked_total_steps(total_steps: Any) -> int | None:

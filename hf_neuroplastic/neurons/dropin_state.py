@@ -49,7 +49,7 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
     groups = [dict(state["sites"][name]) for name in own]
     replaced = [group.pop("replaced", torch.zeros((), dtype=torch.int64)).clone() for group in groups]
     widths = [group["age"].numel() if "age" in group else 0 for group in groups]
-    everyone = NeuronStatistics(sum(widths))
+    everyone = NeuronStatistics.unknown(sum(widths))
     for name, known, group in zip(own, everyone.split(widths), groups, strict=True):
         try:
             known.load_state_dict(group)

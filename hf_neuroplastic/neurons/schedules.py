@@ -14,6 +14,8 @@ from typing import Any
 
 from .checks import check_number
 
+LARGEST_SHARE = 8.0  # a float beyond is a count of neurons, misspelt
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -32,9 +34,21 @@ class Schedule:
         plain = {name: value.to_dict() if isinstance(value, Schedule) else value for name, value in values.items()}
         return {"schedule": type(self).__name__, **plain}
 
-    def largest(self) -> float:
-        """The largest value it takes, looked up at 1001 points and at the points where parts of it begin and end."""
-        return max(self(progress) for progress in (*(step / 1000 for step in range(1001)), *self.corners()))
+    def neurons(self, progress: float, start: int) -> float:
+        """The value in neurons: whole numbers count neurons, floats are shares of `start` neurons."""
+        return self(progress) if self.counts() else start * self(progress)
+
+    def most_neurons(self, start: int) -> float:
+        """The largest value in neurons, looked up at 1001 points and where parts of the schedule begin and end."""
+        return max(self.neurons(p, start) for p in (*(step / 1000 for step in range(1001)), *self.corners()))
+
+    def values(self) -> tuple[float, ...]:
+        """The numbers between which the schedule moves."""
+        return ()
+
+    def counts(self) -> bool:
+        """Whether all values are whole numbers."""
+        return all(isinstance(value, int) for value in self.values())
 
     def corners(self) -> tuple[float, ...]:
         """Progress values at which it changes its form."""
@@ -53,6 +67,9 @@ class Constant(Schedule):
     def __call__(self, progress: float) -> float:
         return self.value
 
+    def values(self) -> tuple[float, ...]:
+        return (self.value,)
+
 
 @dataclass(frozen=True)
 class OneOff(Schedule):
@@ -68,6 +85,9 @@ class OneOff(Schedule):
 
     def __call__(self, progress: float) -> float:
         return self.after if progress >= self.at else self.before
+
+    def values(self) -> tuple[float, ...]:
+        return (self.before, self.after)
 
     def corners(self) -> tuple[float, ...]:
         return (self.at,)
@@ -93,6 +113,9 @@ class Cosine(Schedule):
         share = min(max((progress - self.start) / (self.end - self.start), 0.0), 1.0)
         return self.before + (self.after - self.before) * 0.5 * (1.0 - math.cos(math.pi * share))
 
+    def values(self) -> tuple[float, ...]:
+        return (self.before, self.after)
+
     def corners(self) -> tuple[float, ...]:
         return (self.start, self.end)
 
@@ -111,6 +134,12 @@ class Sum(Schedule):
 
     def __call__(self, progress: float) -> float:
         return self.first(progress) + self.second(progress)
+
+    def neurons(self, progress: float, start: int) -> float:
+        return self.first.neurons(progress, start) + self.second.neurons(progress, start)
+
+    def values(self) -> tuple[float, ...]:
+        return self.first.values() + self.second.values()
 
     def corners(self) -> tuple[float, ...]:
         return self.first.corners() + self.second.corners()
@@ -134,9 +163,17 @@ def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
 
 
 def check_schedule(name: str, value: Any) -> None:
-    """Raises TypeError unless `value`, the setting `name`, is a schedule or None."""
-    if value is not None and not isinstance(value, Schedule):
+    """Raises TypeError unless `value`, the setting `name`, is a schedule or None; ValueError for too large a share."""
+    if value is None:
+        return
+    if not isinstance(value, Schedule):
         raise TypeError(f"{name} must be a Schedule, such as {', '.join(SCHEDULES)}, or None, got {value!r}")
+    for number in value.values():
+        if isinstance(number, float) and not -1.0 <= number <= LARGEST_SHARE:
+            raise ValueError(
+                f"{name} counts neurons in ints; a float is a share of a layer's neurons and must lie in [-1, "
+                f"{LARGEST_SHARE:g}], got {number}; write {round(number)} for neurons"
+            )
 
 
 def _check_progress(name: str, value: Any) -> None:

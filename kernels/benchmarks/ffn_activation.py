@@ -23,21 +23,21 @@ WARMUP = 3
 def inner_forms(device: str, dtype: torch.dtype, quick: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     """Name -> x [tokens, WIDTH] to the layer's neurons [tokens, NEURONS]. The first is the one ratios refer to."""
     up = nn.Linear(WIDTH, NEURONS).to(device, dtype)
-    moments = torch.zeros(ROWS, NEURONS, device=device)
-    probe = torch.zeros_like(moments, requires_grad=True)  # gets the moments as its gradient in compiled forms
+    neuron_sums = torch.zeros(ROWS, NEURONS, device=device)
+    probe = torch.zeros_like(neuron_sums, requires_grad=True)  # gets the neuron_sums as its gradient in compiled forms
 
     def stock(x: Tensor) -> Tensor:
         return F.dropout(F.gelu(up(x)), DROPOUT)
 
     def hooks(x: Tensor) -> Tensor:
         z = F.gelu(up(x))
-        z.register_hook(adds_sums_of(z, moments))
+        z.register_hook(adds_sums_of(z, neuron_sums))
         return F.dropout(z, DROPOUT)
 
-    def ours(backend: str, moments: Tensor = moments) -> Callable[[Tensor], Tensor]:
+    def ours(backend: str, neuron_sums: Tensor = neuron_sums) -> Callable[[Tensor], Tensor]:
         def form(x: Tensor) -> Tensor:
             h = F.linear(x, up.weight)
-            return ffn_activation(h, up.bias, moments, dropout=DROPOUT, backend=backend)
+            return ffn_activation(h, up.bias, neuron_sums, dropout=DROPOUT, backend=backend)
 
         return form
 
@@ -52,12 +52,12 @@ def inner_forms(device: str, dtype: torch.dtype, quick: bool) -> dict[str, Calla
     return forms
 
 
-def adds_sums_of(z: Tensor, moments: Tensor) -> Callable[[Tensor], None]:
+def adds_sums_of(z: Tensor, neuron_sums: Tensor) -> Callable[[Tensor], None]:
     """What a tensor hook on z [..., N] would do to know as much: the anchor for the cost of watching."""
 
     def add(dz: Tensor) -> None:
         a, d = (x.detach().reshape(-1, x.shape[-1]).float() for x in (z, dz))
-        moments.add_(torch.stack([x.sum(0) for x in (a.abs(), d.abs(), (a * d).abs(), a, a * a, torch.ones_like(a))]))
+        neuron_sums.add_(torch.stack([x.sum(0) for x in (a.abs(), d.abs(), a, torch.ones_like(a))]))
 
     return add
 
@@ -75,13 +75,13 @@ def inner_actions(device: str, quick: bool) -> dict[str, Callable[[], Any]]:
 
 
 def hook_activations(model: nn.Module, device: str) -> None:
-    """Lets plain hooks take the moments of every feed-forward layer."""
+    """Lets plain hooks take the neuron_sums of every feed-forward layer."""
     for module in model.modules():
         if hasattr(module, "intermediate_act_fn"):
-            moments = torch.zeros(ROWS, NEURONS, device=device)
+            neuron_sums = torch.zeros(ROWS, NEURONS, device=device)
 
-            def hook(module: nn.Module, args: Any, z: Tensor, moments: Tensor = moments) -> None:
-                z.register_hook(adds_sums_of(z, moments))
+            def hook(module: nn.Module, args: Any, z: Tensor, neuron_sums: Tensor = neuron_sums) -> None:
+                z.register_hook(adds_sums_of(z, neuron_sums))
 
             module.intermediate_act_fn.register_forward_hook(hook)
 

@@ -64,10 +64,10 @@ def _ffn_activation(draw, device):
 
     def run(backend, where, kind):
         h, bias, upstream = (t.to(where, kind) for t in given)
-        inputs, moments = [h.requires_grad_(), bias.requires_grad_()], torch.zeros(ROWS, shape[-1], device=where)
+        inputs, neuron_sums = [h.requires_grad_(), bias.requires_grad_()], torch.zeros(ROWS, shape[-1], device=where)
         mask = None if options["token_mask"] is None else options["token_mask"].to(where)
-        z = ffn_activation(*inputs, moments, backend=backend, **{**options, "token_mask": mask})
-        return [*(t.to(dtype) for t in (z.detach(), *torch.autograd.grad(z, inputs, upstream))), moments]
+        z = ffn_activation(*inputs, neuron_sums, backend=backend, **{**options, "token_mask": mask})
+        return [*(t.to(dtype) for t in (z.detach(), *torch.autograd.grad(z, inputs, upstream))), neuron_sums]
 
     _assert_close(run("fused", device, dtype), run("reference", "cpu", torch.float32))
 

@@ -11,7 +11,7 @@ from hf_neuroplastic import DropInConfig
     "config",
     [
         DropInConfig(),
-        DropInConfig.seed(),
+        DropInConfig.original(),
         DropInConfig(layers=[0, "x"], threshold=math.inf),
         DropInConfig.dropin(3, young_plasticity=2.0, old_plasticity=0.0, consolidation=7),
     ],
@@ -62,7 +62,7 @@ ERRORS = [
     ({"old_plasticity": math.inf}, ValueError, ["old_plasticity", "inf"]),
     ({"consolidation": 0}, ValueError, ["consolidation", "0", "at least 1"]),
     ({"consolidation": 0.5}, TypeError, ["consolidation", "0.5", "int"]),
-    ({"random_seed": -1}, ValueError, ["random_seed", "-1"]),
+    ({"seed": -1}, ValueError, ["seed", "-1"]),
     ({"start": 1.5}, ValueError, ["start", "1.5", "[0, 1]", "int"]),
     ({"start": 10, "stop": 5}, ValueError, ["start=10", "stop=5"]),
     ({"stop": "end"}, TypeError, ["stop", "'end'"]),

@@ -1,4 +1,4 @@
-"""DropInConfig.seed() on Linear-ReLU-Linear is the neuron layer DropIn began with, step by step.
+"""DropInConfig.original() on Linear-ReLU-Linear is the neuron layer DropIn began with, step by step.
 
 The layer's formulas, in NumPy: z = relu(x (W s) + b); activity = mean|z|, gradient = mean|dz|, contribution = their product,
 age + 1; a neuron dies if contribution <= .01 or age > max age, and is reborn with W ~ N(0, .01), b = 0, s = 1, age = 0; the
@@ -16,7 +16,7 @@ from neuroplastic_kernels.common.philox import normal
 STEPS, BATCH, LR = 40, 16, 0.002
 
 
-class SeedLayer:
+class OriginalLayer:
     """The formulas above for relu(x (W s) + b) V + c under the loss sum(y^2), trained by gradient descent on W s."""
 
     def __init__(self, model, max_age):
@@ -53,9 +53,9 @@ class SeedLayer:
 def test_the_configuration_reproduces_the_formulas(max_age):
     torch.manual_seed(3)
     model = tiny_mlp().double()
-    dropin = DropIn(model, DropInConfig.seed(max_neuron_age=max_age))
+    dropin = DropIn(model, DropInConfig.original(max_neuron_age=max_age))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    seed = SeedLayer(model, max_age)
+    original = OriginalLayer(model, max_age)
     site, statistics = dropin.sites[0], dropin.statistics[0]
     deaths = 0
     for number in range(1, STEPS + 1):
@@ -65,12 +65,12 @@ def test_the_configuration_reproduces_the_formulas(max_age):
         optimizer.zero_grad()
         before = int(dropin.replaced[0])
         dropin.step(optimizer)
-        dead = seed.step(x.numpy(), number)
+        dead = original.step(x.numpy(), number)
         deaths += len(dead)
         assert int(dropin.replaced[0]) - before == len(dead)
-        assert statistics.age.tolist() == seed.age.tolist()
-        np.testing.assert_allclose(statistics.scale, seed.s, rtol=2e-5)
-        np.testing.assert_allclose(site.up.weight.detach(), seed.W * seed.s[:, None], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(site.up.bias.detach(), seed.b, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(site.down.weight.detach(), seed.V, rtol=1e-4, atol=1e-6)
+        assert statistics.age.tolist() == original.age.tolist()
+        np.testing.assert_allclose(statistics.scale, original.s, rtol=2e-5)
+        np.testing.assert_allclose(site.up.weight.detach(), original.W * original.s[:, None], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(site.up.bias.detach(), original.b, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(site.down.weight.detach(), original.V, rtol=1e-4, atol=1e-6)
     assert 0 < deaths < STEPS * site.width  # neurons died, and not all of them at every step

@@ -22,7 +22,15 @@ def test_to_dict_and_back(schedule):
 
 
 def test_the_largest_value_is_found_where_it_lasts_for_one_step_only():
-    assert (OneOff(0.5, 0, 7) + OneOff(0.50001, 0, -7)).largest() == 7
+    assert (OneOff(0.5, 0, 7) + OneOff(0.50001, 0, -7)).most_neurons(9) == 7
+
+
+def test_whole_numbers_count_neurons_and_floats_are_shares():
+    assert Constant(3).neurons(0.5, start=40) == 3
+    assert Constant(0.5).neurons(0.5, start=40) == 20
+    assert Cosine(0.0, 1.0, 0.0, -0.5).neurons(0.5, start=40) == pytest.approx(-10)
+    assert (OneOff(0.0, 0, 8) + Constant(0.25)).neurons(1.0, start=40) == 18
+    assert (Constant(2) + Constant(0.1)).most_neurons(start=30) == pytest.approx(5)
 
 
 @pytest.mark.parametrize(

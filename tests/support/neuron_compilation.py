@@ -40,7 +40,7 @@ def main() -> None:
     layer = {"h": HALF, "bias": HALF, "seed": INT64, "tokens": 3, "width": 3, "rate": 0.1, "scale": 1.1}
     compile_kernel(forward_kernel, 90, {"ACTIVATION": "gelu", **constants_of(FORWARD_TILE)}, z=HALF, **layer)
     compile_kernel(
-        backward_kernel, 80, {"ACTIVATION": "gelu", "MOMENTS": True, **constants_of(BACKWARD_TILE)}, dy=HALF,
+        backward_kernel, 80, {"ACTIVATION": "gelu", "OBSERVE": True, **constants_of(BACKWARD_TILE)}, dy=HALF,
         token_mask=INT8, dh=HALF, partials=FLOAT, rows=7, tiles=3, **layer,
     )  # fmt: skip
     compile_kernel(sum_kernel, 90, constants_of(SUM_TILE), partials=FLOAT, sums=FLOAT, splits=3, rows=7, width=3)

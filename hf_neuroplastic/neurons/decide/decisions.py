@@ -1,16 +1,21 @@
-"""Which neurons to change: pure functions of scores, ages and budget. Tensor arithmetic only, so nothing leaves the device."""
+"""Which neurons of each site are to change, and when: one decision per site. Frozen sites are left as they are.
+
+Pure functions of scores, ages and budget, in tensor arithmetic: nothing leaves the device.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import DropInConfig
-from ..observe.statistics import NeuronStatistics
+from ..observe.statistics import NeuronStatistics, WatchedSite
+from .criteria import score
 
 
 class Action(enum.Enum):
@@ -37,26 +42,92 @@ class Decision:
         return self.mask.nonzero().squeeze(1).tolist()
 
 
+def score_sites(watched: Sequence[WatchedSite], config: DropInConfig, event: int) -> list[Tensor]:
+    """Per site [N] float32: the usefulness of each neuron by the configured criterion."""
+    return [
+        score(
+            config.criterion,
+            known.site,
+            known.statistics,
+            relative=config.relative,
+            seed=config.seed,
+            event=event,
+            site_index=index,
+        )
+        for index, known in enumerate(watched)
+    ]
+
+
+def plan_replacement(watched: Sequence[WatchedSite], scores: Sequence[Tensor], config: DropInConfig) -> list[Decision]:
+    """Whom to replace in each site."""
+    return [
+        decide_replacement(score, known.statistics, config) if known.site.trainable else nobody(Action.REPLACE, score)
+        for known, score in zip(watched, scores, strict=True)
+    ]
+
+
+def plan_widths(
+    watched: Sequence[WatchedSite], scores: Sequence[Tensor], config: DropInConfig, targets: Sequence[int]
+) -> tuple[list[Decision], list[Decision]]:
+    """Which slots to activate in each site, and then which neurons to prune, so that `targets` of them are active."""
+    pairs = [
+        decide_width(score, known.statistics, config, target)
+        if known.site.trainable
+        else (nobody(Action.GROW, score), nobody(Action.PRUNE, score))
+        for known, score, target in zip(watched, scores, targets, strict=True)
+    ]
+    return [grown for grown, _ in pairs], [pruned for _, pruned in pairs]
+
+
+def scheduled_widths(
+    config: DropInConfig, watched: Sequence[WatchedSite], step: int, total_steps: int | None
+) -> list[int]:
+    """Per site, how many neurons should be active after this step; empty if nothing is to be done about it.
+
+    Raises:
+        ValueError: a schedule of widths, but no `total_steps`.
+    """
+    if config.extra_neurons is None:
+        return []
+    if total_steps is None:
+        raise ValueError("extra_neurons follows the progress of training: pass DropIn(..., total_steps=...)")
+    if step % config.interval and step != total_steps:
+        return []
+    progress = min(1.0, step / total_steps)
+    return [
+        max(0, known.start_width + round(config.extra_neurons.neurons(progress, known.start_width)))
+        for known in watched
+    ]
+
+
+def slots_needed(config: DropInConfig, start: int) -> int:
+    """How many slots beyond `start` active neurons the configuration will ask for at most."""
+    if config.extra_neurons is None:
+        return 0
+    return max(0, math.ceil(config.extra_neurons.most_neurons(start) - 1e-6))  # 1e-6: 0.1 * 30 is 3, not 4
+
+
 def is_due(step: int, config: DropInConfig, total_steps: int | None) -> bool:
     """Whether neurons may be replaced after optimizer step number `step` (the first is 1).
 
     Raises:
-        ValueError: a start or stop given as a share of training, but no `total_steps`.
+        ValueError: a start given as a share of training, but no `total_steps`. A stop given so is none then.
     """
-    start = _in_steps("start", config.start, total_steps)
-    stop = math.inf if config.stop is None else _in_steps("stop", config.stop, total_steps)
+    start, stop = config.start, math.inf if config.stop is None else config.stop
+    if isinstance(start, float):
+        start = _in_steps(start, total_steps)
+    if isinstance(stop, float) and config.stop is not None:
+        stop = math.inf if total_steps is None else stop * total_steps
     return start <= step < stop and step % config.interval == 0
 
 
-def _in_steps(name: str, point: int | float, total_steps: int | None) -> float:
-    if not isinstance(point, float):
-        return point
-    if total_steps is None:
+def _in_steps(start: float, total_steps: int | None) -> float:
+    if total_steps is None and start > 0:
         raise ValueError(
-            f"{name}={point} is a share of the whole training, whose length is not known; pass DropIn(..., "
-            f"total_steps=...) or give {name} in steps as an int"
+            f"start={start} is a share of the whole training, whose length is not known; pass DropIn(..., total_steps=...) or "
+            f"give start in steps as an int"
         )
-    return point * total_steps
+    return start * (total_steps or 0)
 
 
 def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: DropInConfig) -> Decision:
@@ -100,24 +171,6 @@ def decide_width(
     grown = lowest(position, ~statistics.active, missing.clamp_min(0))
     pruned = lowest(scores, mature, (-missing).clamp_min(0))
     return Decision(Action.GROW, grown), Decision(Action.PRUNE, pruned)
-
-
-def target_width(config: DropInConfig, start: int, progress: float) -> int | None:
-    """How many neurons of a site that started with `start` should be active; None if the configuration does not say."""
-    if config.active_neurons is not None:
-        return max(0, start + round(config.active_neurons(progress)))
-    if config.active_share is not None:
-        return max(0, round(start * config.active_share(progress)))
-    return None
-
-
-def slots_needed(config: DropInConfig, start: int) -> int:
-    """How many slots beyond `start` the configuration will ask for at most."""
-    if config.active_neurons is not None:
-        return max(0, math.ceil(config.active_neurons.largest()))
-    if config.active_share is not None:
-        return max(0, math.ceil(start * (config.active_share.largest() - 1.0)))
-    return 0
 
 
 def nobody(action: Action, scores: Tensor) -> Decision:

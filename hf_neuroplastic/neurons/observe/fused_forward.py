@@ -1,4 +1,4 @@
-"""The feed-forward layer with its elementwise part in one kernel, which also takes the neurons' moments in its backward pass.
+"""The feed-forward layer with its elementwise part in one kernel, which also takes the neuron sums in its backward pass.
 
 What the fusion saves pays for what the watching costs. It stands in for the layer's own forward while the layer is observed
 in training; in evaluation, and wherever the kernel cannot run, the stock forward runs.
@@ -22,7 +22,7 @@ class FusedForward:
 
     Args:
         site: with the module that computes `output_dropout(down(dropout(activation(up(x)))))`.
-        observer: says whether this pass is observed, and where its moments go.
+        observer: says whether this pass is observed, and where its neuron sums go.
         backend: "auto" or "fused", see neuroplastic_kernels.dispatch.
     """
 
@@ -38,7 +38,7 @@ class FusedForward:
         dropout, training = _probability(site.dropout)
         h = F.linear(hidden_states, site.up.weight)
         z = ffn_activation(
-            h, site.up.bias, self.observer.moments, activation=self.activation, dropout=dropout, training=training,
+            h, site.up.bias, self.observer.sums, activation=self.activation, dropout=dropout, training=training,
             token_mask=self.observer.token_mask(h), backend=self.backend,
         )  # fmt: skip
         y = site.down(z)

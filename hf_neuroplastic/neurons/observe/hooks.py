@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
-from neuroplastic_kernels import record_moments
+from neuroplastic_kernels import record_neuron_sums
 
 from ..sites import Site
 from .padding import FrameMasks, frame_masks
-from .statistics import NeuronStatistics
+from .statistics import NeuronStatistics, WatchedSite
 
 
 class Observer:
-    """A forward hook of the module whose output is the neurons: passes it on and records their moments in the backward pass.
+    """A forward hook of the module whose output is the neurons: passes it on and records their sums in the backward pass.
 
     The neurons are the output, or the first item of an output tuple, as that of a GRU, whose last state is taken from it. In a
     PackedSequence there is no padding, and every step counts.
@@ -37,11 +37,11 @@ class Observer:
         return self.enabled and module.training and torch.is_grad_enabled()
 
     @property
-    def moments(self) -> Tensor:
-        """Where the moments of this pass go: the statistics' own, or their probe if the pass is being compiled."""
-        if self.everyone.moments.device != self.home.device:
+    def sums(self) -> Tensor:
+        """Where the sums of this pass go: the statistics' own, or their probe if the pass is being compiled."""
+        if self.everyone.sums.device != self.home.device:
             _move(self.everyone, self.home.device)
-        return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.moments
+        return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.sums
 
     def token_mask(self, z: Tensor) -> Tensor | None:
         """Which tokens of z count: a bool tensor of its shape without the neurons, or None for all."""
@@ -58,7 +58,7 @@ class Observer:
         """z, which will be recorded when its gradient passes."""
         if not (self.active(module) and z.requires_grad):
             return z
-        return record_moments(z, self.moments, self.token_mask(z), self.neuron_dim)
+        return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -92,29 +92,6 @@ def _move(statistics: NeuronStatistics, device: torch.device) -> None:
     statistics.to(device)
 
 
-def freeze_existing(sites: Sequence[Site], statistics: Sequence[NeuronStatistics]) -> list[RemovableHandle]:
-    """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it.
-
-    Args:
-        sites: whose neurons can be parted (see sites.require_abilities): no parameter belongs to two of them.
-    """
-    handles = []
-    for site, known in zip(sites, statistics, strict=True):
-        for share in site.shares:
-            if isinstance(share.tensor, nn.Parameter) and share.tensor.requires_grad:
-                handles.append(share.tensor.register_hook(_only_fresh(known, share.dim)))
-        if site.down.bias is not None and site.down.bias.requires_grad:
-            handles.append(site.down.bias.register_hook(torch.zeros_like))
-    return handles
-
-
-def _only_fresh(known: NeuronStatistics, dim: int) -> Callable[[Tensor], Tensor]:
-    def hook(gradient: Tensor) -> Tensor:
-        return gradient * known.fresh.to(gradient).view([-1 if d == dim else 1 for d in range(gradient.ndim)])
-
-    return hook
-
-
 def is_watched(module: nn.Module) -> bool:
     """Whether a DropIn is patched into `module` or a part of it."""
     return any(
@@ -125,34 +102,32 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def observe(
-    model: nn.Module, sites: Sequence[Site], everyone: NeuronStatistics, statistics: Sequence[NeuronStatistics]
+    model: nn.Module, watched: Sequence[WatchedSite], everyone: NeuronStatistics
 ) -> tuple[list[Observer], list[RemovableHandle]]:
-    """Attaches an Observer to every site, and to the modules around it what tells its tokens; removing the handles undoes it.
+    """Attaches an Observer to every site, and to the modules around the site the hooks that tell its tokens.
 
-    Args:
-        everyone: the statistics of all sites' neurons; `statistics` are its parts, one per site.
+    Removing the handles undoes all of it. everyone: the statistics of all sites' neurons.
 
     Raises:
         RuntimeError: a site is being watched already.
     """
-    for site in sites:
-        if is_watched(site.watched):
+    for known in watched:
+        if is_watched(known.site.watched):
             raise RuntimeError(
-                f"site {site.name!r} is patched already; call unpatch() on the earlier DropIn, or, for the copy of a patched "
-                f"model, hf_neuroplastic.unpatch(model)"
+                f"site {known.site.name!r} is patched already; call unpatch() on the earlier DropIn, or, for the copy of a "
+                f"patched model, hf_neuroplastic.unpatch(model)"
             )
-    masks, takers = frame_masks(model, [site.name for site in sites])
+    masks, takers = frame_masks(model, [known.site.name for known in watched])
     handles: list[RemovableHandle] = [
         module.register_forward_pre_hook(frame_mask, with_kwargs=True) for module, frame_mask in takers
     ]
-    home = sites[0].weights[0]
+    home = watched[0].site.weights[0]
     observers: list[Observer] = []
-    for site, known, site_masks in zip(sites, statistics, masks, strict=True):
-        if site.watch == "input":
-            observer: Observer = InputObserver(site, everyone, known, site_masks, home)
-            handles.append(site.watched.register_forward_pre_hook(observer))
-        else:
-            observer = Observer(site, everyone, known, site_masks, home)
-            handles.append(site.watched.register_forward_hook(observer))
+    for known, site_masks in zip(watched, masks, strict=True):
+        kind = InputObserver if known.site.watch == "input" else Observer
+        observer = kind(known.site, everyone, known.statistics, site_masks, home)
+        module: Any = known.site.watched
+        register = module.register_forward_pre_hook if kind is InputObserver else module.register_forward_hook
+        handles.append(register(observer))
         observers.append(observer)
     return observers, handles

@@ -1,4 +1,4 @@
-"""What is known of a site's neurons: moments of the current step, their moving averages, ages, scaling factors.
+"""What is known of a site's neurons: sums over the tokens of the current step, their moving averages, ages, scaling factors.
 
 All of it are plain tensors beside the model, not buffers in it: DistributedDataParallel overwrites buffers with rank 0's at
 every forward pass, and a checkpoint of the model must stay a checkpoint of the stock model.
@@ -6,13 +6,17 @@ every forward pass, and a checkpoint of the model must stay a checkpoint of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from neuroplastic_kernels import neuron_sums
+
+from ..sites import Site, inert_slots
 
 STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen", "fresh")
 NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
@@ -22,10 +26,10 @@ class NeuronStatistics:
     """The statistics of N neurons: of one site, or of all sites side by side, of which `split` gives the sites as views.
 
     Attributes:
-        moments: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.neuron_sums).
-        probe: [ROWS, N] float32, a leaf that a compiled model is given in place of the moments: what it gets as its gradient
+        sums: [ROWS, N] float32 sums over the tokens of the step under way (rows: neuroplastic_kernels.neuron_sums).
+        probe: [ROWS, N] float32, a leaf that a compiled model is given in place of the sums: what it gets as its gradient
             is added to them. So the compiled graph writes to no input, and any number of passes may wait for their backward.
-        averages: [ROWS - 1, N] float32 moving averages of the moments per token, not yet bias-corrected.
+        averages: [ROWS - 1, N] float32 moving averages of the sums per token, not yet bias-corrected.
         weight: [N] float32 total weight of those averages, 1 - decay^k after k observed steps; 0 means nothing is known.
         age: [N] int64 optimizer steps since the neuron was born; steps in which its layer saw no token do not count.
         active: [N] bool; an inactive slot is held in reserve and takes no part in means, scores or scaling.
@@ -35,40 +39,62 @@ class NeuronStatistics:
         seen: [N] bool; whether the neuron was observed since the last event. Nothing is decided on old observations.
     """
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.moments = torch.zeros(neuron_sums.ROWS, width, device=device)
-        self.averages = torch.zeros(neuron_sums.ROWS - 1, width, device=device)
-        self.weight = torch.zeros(width, device=device)
-        self.age = torch.zeros(width, dtype=torch.int64, device=device)
-        self.active = torch.ones(width, dtype=torch.bool, device=device)
-        self.scale = torch.ones(width, device=device)
-        self.rest = torch.full((width,), NEVER_CHANGED, dtype=torch.int64, device=device)
-        self.seen = torch.zeros(width, dtype=torch.bool, device=device)
-        self.fresh = torch.zeros(width, dtype=torch.bool, device=device)
+    sums: Tensor
+    probe: Tensor
+    averages: Tensor
+    weight: Tensor
+    age: Tensor
+    active: Tensor
+    scale: Tensor
+    rest: Tensor
+    seen: Tensor
+    fresh: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """tensors: all attributes but `probe`, by name."""
         self._parts: list[NeuronStatistics] = []
+        self._take(tensors)
+
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        vars(self).update(tensors)
         self.probe = _probe_of(self)
+
+    @classmethod
+    def unknown(cls, width: int, device: torch.device | str = "cpu") -> NeuronStatistics:
+        """The statistics of neurons of which nothing is known yet."""
+        on: dict[str, Any] = {"device": device}
+        return cls(
+            {
+                "sums": torch.zeros(neuron_sums.ROWS, width, **on),
+                "averages": torch.zeros(neuron_sums.ROWS - 1, width, **on),
+                "weight": torch.zeros(width, **on),
+                "age": torch.zeros(width, dtype=torch.int64, **on),
+                "active": torch.ones(width, dtype=torch.bool, **on),
+                "scale": torch.ones(width, **on),
+                "rest": torch.full((width,), NEVER_CHANGED, dtype=torch.int64, **on),
+                "seen": torch.zeros(width, dtype=torch.bool, **on),
+                "fresh": torch.zeros(width, dtype=torch.bool, **on),
+            }
+        )
 
     def split(self, widths: Sequence[int]) -> list[NeuronStatistics]:
         """The statistics of neighbouring groups of neurons, as views: what changes in one changes in both."""
-        self._parts = [NeuronStatistics(width, "meta") for width in widths]
-        self._share()
+        self._parts = [NeuronStatistics(views) for views in self._views(widths)]
         return self._parts
 
-    def _share(self) -> None:
-        widths = [part.weight.numel() for part in self._parts]
-        for name in ("moments", *STATE_NAMES):
-            for part, view in zip(self._parts, getattr(self, name).split(widths, dim=-1), strict=True):
-                setattr(part, name, view)
-        for part in self._parts:
-            part.probe = _probe_of(part)
+    def _views(self, widths: Sequence[int]) -> list[dict[str, Tensor]]:
+        names = ("sums", *STATE_NAMES)
+        columns = (getattr(self, name).split(list(widths), dim=-1) for name in names)
+        return [dict(zip(names, views, strict=True)) for views in zip(*columns, strict=True)]
 
     def to(self, device: torch.device) -> None:
         """Moves every tensor to `device`, where the model has gone; parts remain views."""
-        if self.moments.device != device:
-            for name in ("moments", *STATE_NAMES):
-                setattr(self, name, getattr(self, name).to(device))
-            self.probe = _probe_of(self)
-            self._share()
+        if self.sums.device == device:
+            return
+        self._take({name: getattr(self, name).to(device) for name in ("sums", *STATE_NAMES)})
+        widths = [part.weight.numel() for part in self._parts]
+        for part, views in zip(self._parts, self._views(widths) if widths else [], strict=True):
+            part._take(views)
 
     def _average(self, row: int) -> Tensor:
         return self.averages[row] / self.weight.clamp_min(torch.finfo(torch.float32).tiny)
@@ -84,11 +110,6 @@ class NeuronStatistics:
         return self._average(neuron_sums.ABS_OUTPUT_GRADIENT)
 
     @property
-    def saliency(self) -> Tensor:
-        """[N] mean |z dz|, the first-order effect of silencing the neuron."""
-        return self._average(neuron_sums.ABS_PRODUCT)
-
-    @property
     def mean_output(self) -> Tensor:
         """[N] mean z."""
         return self._average(neuron_sums.OUTPUT)
@@ -99,31 +120,31 @@ class NeuronStatistics:
         return self.activity * self.gradient
 
     def update(self, decay: float, gradient_scale: Tensor | float = 1.0, steps: int = 1) -> None:
-        """Ends a step: averages the moments, ages the neurons, clears the moments.
+        """Ends a step: averages the sums, ages the neurons, clears the sums.
 
         Neurons that saw no token (their layer was skipped by LayerDrop, say) are left as they were, and so are those whose
-        moments are not finite, as after an overflow.
+        sums are not finite, as after an overflow.
 
         Args:
             decay: of the moving averages.
             gradient_scale: what the loss was multiplied by (mixed precision); divided out of the gradients.
             steps: optimizer steps that this observation stands for, by which the neurons age.
         """
-        tokens = self.moments[neuron_sums.TOKENS]
-        observed = (tokens > 0) & torch.isfinite(self.moments).all(0)
-        mean = self.moments[: neuron_sums.TOKENS] / tokens.clamp_min(1.0)
-        mean[neuron_sums.ABS_OUTPUT_GRADIENT : neuron_sums.ABS_PRODUCT + 1] /= gradient_scale
+        tokens = self.sums[neuron_sums.TOKENS]
+        observed = (tokens > 0) & torch.isfinite(self.sums).all(0)
+        mean = self.sums[: neuron_sums.TOKENS] / tokens.clamp_min(1.0)
+        mean[neuron_sums.ABS_OUTPUT_GRADIENT] /= gradient_scale
         # decay * x + (1 - decay) * mean rather than lerp: with decay 0 the last step's mean must come out exactly.
         self.averages.copy_(torch.where(observed, decay * self.averages + (1.0 - decay) * mean, self.averages))
         self.weight.copy_(torch.where(observed, decay * self.weight + (1.0 - decay), self.weight))
         self.age += observed * steps
         self.rest += steps
         self.seen |= observed
-        self.moments.zero_()
+        self.sums.zero_()
 
     def discard(self) -> None:
         """Forgets the step under way, whose update was skipped."""
-        self.moments.zero_()
+        self.sums.zero_()
 
     def forget(self, mask: Tensor) -> None:
         """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""
@@ -135,7 +156,7 @@ class NeuronStatistics:
         self.rest.masked_fill_(mask.any(), 0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs. The moments are those of an unfinished step and are not part of it."""
+        """What a resumed run needs. The sums are those of an unfinished step and are not part of it."""
         return {name: getattr(self, name).clone() for name in STATE_NAMES}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -158,23 +179,47 @@ class NeuronStatistics:
 
 
 def _probe_of(statistics: NeuronStatistics) -> Tensor:
-    probe = torch.zeros_like(statistics.moments, requires_grad=True)
+    probe = torch.zeros_like(statistics.sums, requires_grad=True)
 
     @torch.no_grad()
     def collect(probe: Tensor) -> None:
-        statistics.moments.add_(0.0 if probe.grad is None else probe.grad)
+        statistics.sums.add_(0.0 if probe.grad is None else probe.grad)
         probe.grad = None
 
     probe.register_post_accumulate_grad_hook(collect)
     return probe
 
 
-def reduce_moments(moments: Tensor) -> None:
-    """Sums moments [ROWS, N] over all ranks in place, so that every rank goes on with the same numbers.
+def reduce_sums(sums: Tensor) -> None:
+    """Adds up sums [ROWS, N] over all ranks in place, so that every rank goes on with the same numbers.
 
     Data-parallel training averages the ranks' losses, so a gradient belongs to the loss divided by the number of ranks.
     Without a process group of several ranks this does nothing.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        moments[neuron_sums.ABS_OUTPUT_GRADIENT : neuron_sums.ABS_PRODUCT + 1] /= dist.get_world_size()
-        dist.all_reduce(moments)
+        sums[neuron_sums.ABS_OUTPUT_GRADIENT] /= dist.get_world_size()
+        dist.all_reduce(sums)
+
+
+@dataclass(eq=False)
+class WatchedSite:
+    """A site, and what a DropIn knows of the site's neurons.
+
+    Attributes:
+        start_width: active neurons at the start of training.
+        replaced: 0-dim int64 tensor: how many neurons have been replaced.
+    """
+
+    site: Site
+    statistics: NeuronStatistics
+    start_width: int
+    replaced: Tensor
+
+
+def watched_sites(sites: Sequence[Site], everyone: NeuronStatistics, start_widths: Sequence[int]) -> list[WatchedSite]:
+    """The sites with their parts of `everyone`'s statistics; slots in reserve are inactive."""
+    parts = everyone.split([site.width for site in sites])
+    for site, part in zip(sites, parts, strict=True):
+        part.active &= ~inert_slots(site)
+    replaced = torch.zeros(len(sites), dtype=torch.int64, device=everyone.weight.device).unbind()
+    return [WatchedSite(*row) for row in zip(sites, parts, start_widths, replaced, strict=True)]

@@ -11,9 +11,8 @@ from torch import nn
 from neuroplastic_kernels import neuron_sums
 
 from ..config import DropInConfig
-from ..decide.decisions import Action, Decision
-from ..decide.planning import score_sites
-from ..observe.statistics import NeuronStatistics
+from ..decide.decisions import Action, Decision, score_sites
+from ..observe.statistics import NeuronStatistics, watched_sites
 from ..sites import inert_slots, require_abilities, select_sites
 from .optimizer_state import unwrap_optimizer
 from .resize import reserve
@@ -44,26 +43,23 @@ def grow(
         ValueError: as `reserve`; an unknown init; a layer that cannot be split, or has fewer neurons than are to be split.
         RuntimeError, TypeError: as `reserve`. In every case the model is unchanged.
     """
-    config = DropInConfig(layers=layers, init=init, criterion="utility", threshold=0.0, random_seed=seed)
+    config = DropInConfig(layers=layers, init=init, criterion="utility", threshold=0.0, seed=seed)
     sites = select_sites(model, layers)
     require_abilities(sites, config)
     before = [site.width for site in sites]
     reserve(model, _splittable(sites, count) if init == "split" else count, layers=layers, optimizer=optimizer)
-    statistics = [NeuronStatistics(site.width, site.weights[0].device) for site in sites]
-    for site, known in zip(sites, statistics, strict=True):
-        known.active &= ~inert_slots(site)
-        known.weight.fill_(1.0)
-        known.averages[neuron_sums.ABS_OUTPUT] = (
-            1.0  # nothing was observed: all are equally active, and outgoing weights decide
-        )
+    everyone = NeuronStatistics.unknown(sum(site.width for site in sites), sites[0].weights[0].device)
+    everyone.weight.fill_(1.0)
+    everyone.averages[neuron_sums.ABS_OUTPUT] = (
+        1.0  # nothing was observed: all are equally active, outgoing weights decide
+    )
+    watched = watched_sites(sites, everyone, before)
     added = [
-        torch.arange(site.width, device=site.weights[0].device) >= width
+        Decision(Action.GROW, torch.arange(site.width, device=everyone.weight.device) >= width)
         for site, width in zip(sites, before, strict=True)
     ]
-    apply_decisions(
-        sites, statistics, [Decision(Action.GROW, mask) for mask in added], score_sites(sites, statistics, config, 0),
-        action=Action.GROW, config=config, optimizer=None if optimizer is None else unwrap_optimizer(optimizer), event=0,
-    )  # fmt: skip
+    inner = None if optimizer is None else unwrap_optimizer(optimizer)
+    apply_decisions(watched, added, score_sites(watched, config, 0), config=config, optimizer=inner, event=0)
 
 
 def _splittable(sites: Sequence[Any], count: Any) -> Any:

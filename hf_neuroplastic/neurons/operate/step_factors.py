@@ -1,4 +1,4 @@
-"""Steps of different size for young and old neurons: a factor per neuron that NeuroPlastic multiplies into its updates.
+"""Steps of different size for young and old neurons: factors that NeuroPlastic multiplies into its updates, or no steps.
 
 A neuron that DropIn made starts with `young_plasticity` and goes to `old_plasticity` in a straight line over `consolidation`
 steps of its age. The neurons a model came with are old from the start: their age counts from the first observation, but what
@@ -8,16 +8,16 @@ neurons step by `old_plasticity`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from neuroplastic_kernels import NeuronFactor
 
 from ..config import DropInConfig
-from ..observe.statistics import NeuronStatistics
-from ..sites import Site
+from ..observe.statistics import NeuronStatistics, WatchedSite
 
 
 def plasticity_factors(age: Tensor, fresh: Tensor, config: DropInConfig) -> Tensor:
@@ -36,12 +36,12 @@ class StepFactors:
     """The factors of all sites' neurons, in the hands of one optimizer at a time.
 
     Args:
-        sites: whose neurons can be parted (see sites.require_abilities): a parameter has neurons along one dimension only.
+        watched: sites whose neurons can be parted (see sites.require_abilities): a parameter has neurons along one dimension.
         everyone: the statistics of all their neurons side by side.
     """
 
-    def __init__(self, sites: Sequence[Site], everyone: NeuronStatistics, config: DropInConfig) -> None:
-        self.sites, self.everyone, self.config = sites, everyone, config
+    def __init__(self, watched: Sequence[WatchedSite], everyone: NeuronStatistics, config: DropInConfig) -> None:
+        self.sites, self.everyone, self.config = [known.site for known in watched], everyone, config
         self.optimizer: torch.optim.Optimizer | None = None
         self._values = self._factors()
 
@@ -85,3 +85,27 @@ class StepFactors:
             for share in site.shares:
                 if isinstance(share.tensor, nn.Parameter):
                     yield share.tensor, NeuronFactor(values, share.dim)
+
+
+def freeze_existing(watched: Sequence[WatchedSite]) -> list[RemovableHandle]:
+    """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it.
+
+    Args:
+        watched: sites whose neurons can be parted (see sites.require_abilities): no parameter belongs to two of them.
+    """
+    handles = []
+    for known in watched:
+        site = known.site
+        for share in site.shares:
+            if isinstance(share.tensor, nn.Parameter) and share.tensor.requires_grad:
+                handles.append(share.tensor.register_hook(_only_fresh(known.statistics, share.dim)))
+        if site.down.bias is not None and site.down.bias.requires_grad:
+            handles.append(site.down.bias.register_hook(torch.zeros_like))
+    return handles
+
+
+def _only_fresh(statistics: NeuronStatistics, dim: int) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        return gradient * statistics.fresh.to(gradient).view([-1 if d == dim else 1 for d in range(gradient.ndim)])
+
+    return hook

@@ -12,24 +12,22 @@ from neuroplastic_kernels import Incoming, Init, NeuronTensors, StateSlice, neur
 
 from ..config import DropInConfig
 from ..decide.decisions import Action, Decision
-from ..observe.statistics import NeuronStatistics
+from ..observe.statistics import WatchedSite
 from ..sites import Site, require_ability
 from .optimizer_state import state_slices
 
 
 def apply_decisions(
-    sites: Sequence[Site],
-    statistics: Sequence[NeuronStatistics],
+    watched: Sequence[WatchedSite],
     decisions: Sequence[Decision],
     scores: Sequence[Tensor],
     *,
-    action: Action,
     config: DropInConfig,
     optimizer: torch.optim.Optimizer | None,
     event: int,
     workspace: dict[Any, Any] | None = None,
 ) -> list[Tensor]:
-    """Carries out one decision per site, all of the same action, in place.
+    """Carries out one decision per site, all of the first one's action, in place.
 
     REPLACE gives the masked neurons fresh weights by `config.init` and `config.outgoing`; GROW activates slots in reserve
     with fresh incoming and zero outgoing weights; PRUNE silences neurons, folds their mean output into `down.bias` and puts
@@ -51,38 +49,38 @@ def apply_decisions(
         ValueError: a decision of another action, a mask of another shape, or PRUNE and GROW where act(0) is not 0, so that
             a silenced neuron would go on learning.
     """
+    action = decisions[0].action
     manner = _manner(action, config)
     masks = [
-        _effective_mask(decision, action, site, known.active, manner.init)
-        for site, known, decision in zip(sites, statistics, decisions, strict=True)
+        _effective_mask(decision, action, known, manner.init)
+        for known, decision in zip(watched, decisions, strict=True)
     ]
     tensors = [
-        _neuron_tensors(site, known, mask, score, manner, optimizer, index)
-        for index, (site, known, mask, score) in enumerate(zip(sites, statistics, masks, scores, strict=True))
+        _neuron_tensors(known, mask, score, manner, optimizer, index)
+        for index, (known, mask, score) in enumerate(zip(watched, masks, scores, strict=True))
     ]
-    unheard = [_unheard_inputs(site, mask, manner) for site, mask in zip(sites, masks, strict=True)]
+    unheard = [_unheard_inputs(known.site, mask, manner) for known, mask in zip(watched, masks, strict=True)]
     if manner.outgoing == "zero":
-        for site, known, mask in zip(sites, statistics, masks, strict=True):
-            _fold_mean_output(site, mask, known.mean_output)
+        for known, mask in zip(watched, masks, strict=True):
+            _fold_mean_output(known.site, mask, known.statistics.mean_output)
     neuron_reinit(
         tensors,
         init=manner.init,
         std=config.init_std,
         outgoing=manner.outgoing,
-        seed=config.random_seed,
+        seed=config.seed,
         event=event,
         workspace=workspace,
         backend=config.backend,
     )
-    for site, entries in zip(sites, unheard, strict=True):
+    for known, mask, entries in zip(watched, masks, unheard, strict=True):
         if entries is not None:
-            site.up.weight.detach().masked_fill_(entries, 0.0)
-    for known, mask in zip(statistics, masks, strict=True):
-        known.forget(mask)
+            known.site.up.weight.detach().masked_fill_(entries, 0.0)
+        known.statistics.forget(mask)
         if action is Action.GROW:
-            known.active |= mask
+            known.statistics.active |= mask
         elif action is Action.PRUNE:
-            known.active &= ~mask
+            known.statistics.active &= ~mask
     return masks
 
 
@@ -102,8 +100,9 @@ def _manner(action: Action, config: DropInConfig) -> _Manner:
     return _Manner(config.init, outgoing, False, config.threshold)  # type: ignore[arg-type]
 
 
-def _effective_mask(decision: Decision, action: Action, site: Site, active: Tensor, init: str) -> Tensor:
+def _effective_mask(decision: Decision, action: Action, known: WatchedSite, init: str) -> Tensor:
     """The slots the action really concerns: reserve slots for GROW, active ones for the others."""
+    site, active = known.site, known.statistics.active
     if decision.action is not action:
         raise ValueError(f"decisions must all be {action}, got {decision.action} for site {site.name!r}")
     if decision.mask.dtype is not torch.bool or decision.mask.shape != (site.width,):
@@ -121,14 +120,14 @@ def _effective_mask(decision: Decision, action: Action, site: Site, active: Tens
 
 
 def _neuron_tensors(
-    site: Site,
-    statistics: NeuronStatistics,
+    known: WatchedSite,
     mask: Tensor,
     score: Tensor,
     manner: _Manner,
     optimizer: torch.optim.Optimizer | None,
     index: int,
 ) -> NeuronTensors:
+    site, statistics = known.site, known.statistics
     survivors = statistics.active & ~mask
     # New neurons should not take after the useless ones that this event's budget left in place.
     healthy = survivors & (score > manner.threshold)

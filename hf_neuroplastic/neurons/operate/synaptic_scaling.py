@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 from neuroplastic_kernels import neuron_sums, synaptic_scale
 
 from ..config import DropInConfig
-from ..observe.statistics import NeuronStatistics
+from ..observe.statistics import NeuronStatistics, WatchedSite
 from ..sites import Site
 
 
 def scale_synapses(
-    sites: Sequence[Site],
+    watched: Sequence[WatchedSite],
     everyone: NeuronStatistics,
-    statistics: Sequence[NeuronStatistics],
     config: DropInConfig,
     *,
     workspace: dict[Any, Any] | None = None,
@@ -24,11 +23,12 @@ def scale_synapses(
     """One step of synaptic scaling of all sites, in place, by `config`; frozen sites are left alone.
 
     Args:
-        everyone: the statistics of all sites side by side, `statistics` those of each.
+        everyone: the statistics of all sites side by side.
         workspace: a dict to keep between calls, in which the fused form holds what need not be prepared anew.
     """
-    starts = accumulate((known.scale.numel() for known in statistics), initial=0)
-    trained = [(site.up.weight.detach(), start) for site, start in zip(sites, starts, strict=False) if site.trainable]
+    starts = accumulate((known.site.width for known in watched), initial=0)
+    pairs = zip((known.site for known in watched), starts, strict=False)
+    trained = [(site.up.weight.detach(), start) for site, start in pairs if site.trainable]
     synaptic_scale(
         [weight for weight, _ in trained],
         [start for _, start in trained],
@@ -44,7 +44,7 @@ def scale_synapses(
     )
 
 
-def refuse_half_precision(sites: Sequence[Site]) -> None:
+def refuse_half_precision(sites: Iterable[Site]) -> None:
     """Raises TypeError for weights too coarse to take small steps."""
     for site in sites:
         if site.up.weight.dtype.itemsize < 4:

@@ -88,13 +88,12 @@ def require_abilities(sites: Sequence[Site], config: DropInConfig) -> None:
     Raises:
         ValueError: naming the setting, the site, the reason and the fix.
     """
-    widths = config.active_neurons is not None or config.active_share is not None
     wanted: list[tuple[bool, Ability, str, str]] = [
         (config.init == "split", "be split", "init='split'", "use another init"),
         (config.synaptic_lr > 0, "be scaled", f"synaptic_lr={config.synaptic_lr}", "set synaptic_lr=0"),
         (config.freeze_existing, "be parted", "freeze_existing=True", "set freeze_existing=False"),
         (config.scales_steps, "be parted", "young_plasticity or old_plasticity", "leave both at 1"),
-        (widths, "be silenced", "a schedule of active neurons", "leave active_neurons and active_share at None"),
+        (config.extra_neurons is not None, "be silenced", "extra_neurons", "leave extra_neurons at None"),
     ]
     for asked, ability, setting, fix in wanted:
         for site in sites:

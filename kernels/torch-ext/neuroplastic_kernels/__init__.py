@@ -1,6 +1,5 @@
 """Operations for plasticity during fine-tuning: each a PyTorch reference, most with a fused form of the same signature."""
 
-from . import layers
 from .common.philox import uniform
 from .dispatch import (
     BACKENDS,
@@ -12,8 +11,7 @@ from .dispatch import (
     synaptic_scale,
 )
 from .ffn_activation import neuron_sums
-from .ffn_activation.reference import record_moments
-from .layers import activation_name
+from .ffn_activation.reference import activation_name, record_neuron_sums
 from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
 from .plasticity_step import eight_bit
 from .plasticity_step.formulas import Hyperparameters, NeuronFactor
@@ -34,12 +32,11 @@ __all__ = [
     "ffn_activation",
     "gradient_squares",
     "is_flat",
-    "layers",
     "measure",
     "neuron_reinit",
     "neuron_sums",
     "plasticity_step",
-    "record_moments",
+    "record_neuron_sums",
     "select",
     "synaptic_scale",
     "uniform",

@@ -185,10 +185,10 @@ def gradient_squares(
 
 
 def ffn_activation(
-    h: Tensor, bias: Tensor | None, moments: Tensor | None = None, *, backend: str = "auto", **options: Any
+    h: Tensor, bias: Tensor | None, neuron_sums: Tensor | None = None, *, backend: str = "auto", **options: Any
 ) -> Tensor:
-    """dropout(act(h + bias)), the neurons' moments taken in its backward; see `ffn_activation.reference`."""
-    return select("ffn_activation", backend, [h])(h, bias, moments, **options)
+    """dropout(act(h + bias)), the neuron sums taken in its backward; see `ffn_activation.reference`."""
+    return select("ffn_activation", backend, [h])(h, bias, neuron_sums, **options)
 
 
 def neuron_reinit(sites: Sequence[NeuronTensors], *, backend: str = "auto", **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The fused op is the reference, in one pass: outputs, gradients and moments; in eager mode, compiled and checkpointed."""
+"""The fused op is the reference, in one pass: outputs, gradients and neuron_sums; in eager mode, compiled and checkpointed."""
 
 import shutil
 
@@ -18,12 +18,12 @@ fused = pytest.importorskip("neuroplastic_kernels.ffn_activation.fused", exc_typ
 ROUNDING = {"float32": 1e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
-def _run(h, bias, upstream, backend, moments=None, **options):
-    """Output, gradients of h and bias, moments."""
-    moments = torch.zeros(ROWS, h.shape[-1], device=h.device) if moments is None else moments
+def _run(h, bias, upstream, backend, neuron_sums=None, **options):
+    """Output, gradients of h and bias, neuron_sums."""
+    neuron_sums = torch.zeros(ROWS, h.shape[-1], device=h.device) if neuron_sums is None else neuron_sums
     inputs = [t.detach().requires_grad_() for t in (h, bias) if t is not None]
-    z = ffn_activation(inputs[0], inputs[1] if bias is not None else None, moments, backend=backend, **options)
-    return [z.detach(), *torch.autograd.grad(z, inputs, upstream), moments]
+    z = ffn_activation(inputs[0], inputs[1] if bias is not None else None, neuron_sums, backend=backend, **options)
+    return [z.detach(), *torch.autograd.grad(z, inputs, upstream), neuron_sums]
 
 
 def _assert_like_reference(h, bias, upstream, rounding, **options):
@@ -63,12 +63,12 @@ def test_tokens_may_be_divided_among_any_number_of_programs(programs, device, mo
 def test_moments_may_be_a_range_of_columns_of_a_wider_table(device):
     h, bias, upstream = _tensors((7, 20), device)
     table = torch.zeros(ROWS, 50, device=device)
-    found = _run(h, bias, upstream, "fused", moments=table[:, 11:31])[-1]
+    found = _run(h, bias, upstream, "fused", neuron_sums=table[:, 11:31])[-1]
     assert torch.equal(found, _run(h, bias, upstream, "fused")[-1])
     assert not table[:, :11].any()
     assert not table[:, 31:].any()
     transposed = torch.zeros(20, ROWS, device=device).T
-    assert torch.equal(found, _run(h, bias, upstream, "fused", moments=transposed)[-1])
+    assert torch.equal(found, _run(h, bias, upstream, "fused", neuron_sums=transposed)[-1])
 
 
 def test_masked_tokens_are_not_counted_whatever_they_hold(device):
@@ -93,10 +93,10 @@ def test_extreme_inputs_behave_as_in_the_reference(device):
 def test_moments_accumulate_over_micro_batches(device):
     h, bias, upstream = _tensors((24, 10), device)
     whole = _run(h, bias, upstream, "fused")[-1]
-    moments = torch.zeros_like(whole)
+    neuron_sums = torch.zeros_like(whole)
     for part in (slice(0, 5), slice(5, 24)):
-        _run(h[part], bias, upstream[part], "fused", moments)
-    torch.testing.assert_close(moments, whole, rtol=1e-5, atol=1e-5)
+        _run(h[part], bias, upstream[part], "fused", neuron_sums)
+    torch.testing.assert_close(neuron_sums, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_strides_do_not_matter(device):
@@ -127,7 +127,7 @@ def test_dropout_is_drawn_from_its_counters_and_drawn_again_in_the_backward_pass
     factor = _kept(int(seed), 6, 270, rate).to(device) / (1.0 - rate if rate < 1.0 else 1.0)
     plain = _run(h, bias, upstream * factor, "fused")
     torch.testing.assert_close(found[0], plain[0] * factor)
-    for actual, expected in zip(found[1:], plain[1:], strict=True):  # the moments are those before dropout
+    for actual, expected in zip(found[1:], plain[1:], strict=True):  # the neuron_sums are those before dropout
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -152,41 +152,41 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(device):
 
 def test_autocast(device):
     linear = torch.nn.Linear(8, 12).to(device)
-    x, moments = torch.randn(5, 8, device=device), torch.zeros(ROWS, 12, device=device)
+    x, neuron_sums = torch.randn(5, 8, device=device), torch.zeros(ROWS, 12, device=device)
     with torch.autocast(device, torch.bfloat16):
-        z = ffn_activation(F.linear(x, linear.weight), linear.bias, moments, backend="fused")
+        z = ffn_activation(F.linear(x, linear.weight), linear.bias, neuron_sums, backend="fused")
     z.float().sum().backward()
     assert z.dtype is torch.bfloat16
     assert linear.bias.grad.dtype is torch.float32
-    torch.testing.assert_close(moments[ABS_OUTPUT], F.gelu(linear(x)).abs().sum(0), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(neuron_sums[ABS_OUTPUT], F.gelu(linear(x)).abs().sum(0), rtol=2e-2, atol=2e-2)
 
 
 class _Net(torch.nn.Module):
-    """Two layers in a row, each with moments of its own, behind the dispatch."""
+    """Two layers in a row, each with neuron_sums of its own, behind the dispatch."""
 
     def __init__(self, device, backend, dropout=0.0):
         super().__init__()
         self.up, self.down = torch.nn.Linear(6, 10), torch.nn.Linear(10, 6)
         self.backend, self.dropout = backend, dropout
-        self.moments = [torch.zeros(ROWS, 10, device=device) for _ in range(2)]
+        self.neuron_sums = [torch.zeros(ROWS, 10, device=device) for _ in range(2)]
         self.to(device)
 
     def forward(self, x):
-        for moments in self.moments:
+        for neuron_sums in self.neuron_sums:
             h = F.linear(x, self.up.weight)
-            x = self.down(ffn_activation(h, self.up.bias, moments, dropout=self.dropout, backend=self.backend))
+            x = self.down(ffn_activation(h, self.up.bias, neuron_sums, dropout=self.dropout, backend=self.backend))
         return x
 
 
 def _train(net, call=None, steps=2):
-    """Gradients and moments of `steps` micro-batches; `call` wraps the forward pass."""
+    """Gradients and neuron_sums of `steps` micro-batches; `call` wraps the forward pass."""
     torch.manual_seed(5)
     x = torch.randn(2, 7, 6).to(net.up.weight.device).requires_grad_()
     torch.manual_seed(6)
     call = net if call is None else call
     for _ in range(steps):
         call(x).square().sum().backward()
-    return [x.grad, *(p.grad for p in net.parameters()), *net.moments]
+    return [x.grad, *(p.grad for p in net.parameters()), *net.neuron_sums]
 
 
 def _net(device, backend="fused", dropout=0.0):
@@ -223,13 +223,13 @@ def test_compiles_without_a_graph_break_and_the_moments_arrive(compiler, device)
 def test_moments_that_require_grad_get_the_sums_while_several_passes_wait(compiler, device):
     torch._dynamo.reset()
     expected, net = _net(device, "reference"), _net(device)
-    net.moments = [moments.requires_grad_() for moments in net.moments]
+    net.neuron_sums = [neuron_sums.requires_grad_() for neuron_sums in net.neuron_sums]
     x = torch.randn(2, 3, 7, 6, device=device)
     for each in (expected, net):
         call = each if compiler is None or each is expected else torch.compile(each, backend=compiler, fullgraph=True)
         (call(x[0]) - call(x[1])).square().sum().backward()
-    for probe, moments in zip(net.moments, expected.moments, strict=True):
-        torch.testing.assert_close(probe.grad, moments, rtol=1e-4, atol=1e-5)
+    for probe, neuron_sums in zip(net.neuron_sums, expected.neuron_sums, strict=True):
+        torch.testing.assert_close(probe.grad, neuron_sums, rtol=1e-4, atol=1e-5)
         assert not probe.any()
 
 
@@ -237,9 +237,9 @@ def test_moments_that_require_grad_get_the_sums_while_several_passes_wait(compil
 def test_the_operator_keeps_its_promises(bias, device):
     """Schema, fake form and autograd registration, as torch.library checks them."""
     h, b, upstream = _tensors((3, 5), device, bias=bias)
-    seed, moments = torch.tensor([7], device=device), torch.zeros(ROWS, 5, device=device)
+    seed, neuron_sums = torch.tensor([7], device=device), torch.zeros(ROWS, 5, device=device)
     mask = torch.tensor([True, False, True], device=device)
-    arguments = (h.requires_grad_(), None if b is None else b.requires_grad_(), seed, moments, mask, "gelu", 0.5)
+    arguments = (h.requires_grad_(), None if b is None else b.requires_grad_(), seed, neuron_sums, mask, "gelu", 0.5)
     torch.library.opcheck(fused._forward, arguments)
     h, b = (None if t is None else t.detach() for t in (h, b))
     for observe in (True, False):
@@ -249,8 +249,8 @@ def test_the_operator_keeps_its_promises(bias, device):
 ERRORS = [
     ({"activation": "swish2"}, ValueError, ["activation", "'swish2'", "'gelu'"]),
     ({"bias": torch.zeros(4)}, ValueError, ["bias", "(3,)", "(4,)"]),
-    ({"moments": torch.zeros(ROWS, 4)}, ValueError, ["moments", str((ROWS, 3)), str((ROWS, 4))]),
-    ({"moments": torch.zeros(ROWS, 3).double()}, ValueError, ["moments", "float32", "float64"]),
+    ({"neuron_sums": torch.zeros(ROWS, 4)}, ValueError, ["neuron_sums", str((ROWS, 3)), str((ROWS, 4))]),
+    ({"neuron_sums": torch.zeros(ROWS, 3).double()}, ValueError, ["neuron_sums", "float32", "float64"]),
     ({"token_mask": torch.ones(3, dtype=torch.bool)}, ValueError, ["token_mask", "(2,)", "(3,)"]),
     ({"dropout": 1.5}, ValueError, ["dropout", "[0, 1]", "1.5"]),
     ({"h": torch.zeros(2, 3).double()}, RuntimeError, ["float64", "float32", "backend='auto'"]),
@@ -259,7 +259,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("arguments", "error", "words"), ERRORS)
 def test_errors(arguments, error, words, device):
-    given = {"h": torch.zeros(2, 3), "bias": None, "moments": torch.zeros(ROWS, 3), **arguments}
+    given = {"h": torch.zeros(2, 3), "bias": None, "neuron_sums": torch.zeros(ROWS, 3), **arguments}
     given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     with pytest.raises(error) as caught:
         ffn_activation(**given, backend="fused")
@@ -280,12 +280,12 @@ def test_without_cuda_the_fused_form_is_refused_and_auto_takes_the_reference(dev
 
 @pytest.mark.gpu
 def test_nothing_waits_for_the_device():
-    linear, moments = torch.nn.Linear(8, 12).cuda(), torch.zeros(ROWS, 12, device="cuda")
+    linear, neuron_sums = torch.nn.Linear(8, 12).cuda(), torch.zeros(ROWS, 12, device="cuda")
     x, mask = torch.randn(5, 8, device="cuda"), torch.ones(5, dtype=torch.bool, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(2):
             h = F.linear(x, linear.weight)
-            ffn_activation(h, linear.bias, moments, dropout=0.1, token_mask=mask, backend="fused").sum().backward()
+            ffn_activation(h, linear.bias, neuron_sums, dropout=0.1, token_mask=mask, backend="fused").sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""The op is bias, activation and dropout; its backward pass is theirs, and the moments come on the side."""
+"""The op is bias, activation and dropout; its backward pass is theirs, and the neuron_sums come on the side."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def test_forward_and_gradients_are_the_stock_ones(activation, bias, shape):
     h = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     b = torch.randn(shape[-1], dtype=torch.float64, requires_grad=True) if bias else None
     inputs = [t for t in (h, b) if t is not None]
-    moments = torch.zeros(ROWS, shape[-1])
+    neuron_sums = torch.zeros(ROWS, shape[-1])
     upstream = torch.randn(shape, dtype=torch.float64)
-    found = ffn_activation(h, b, moments, activation=activation)
+    found = ffn_activation(h, b, neuron_sums, activation=activation)
     expected = STOCK[activation](h if b is None else h + b)
     assert torch.equal(found, expected)
     for gradient, wanted in zip(
@@ -34,7 +34,7 @@ def test_forward_and_gradients_are_the_stock_ones(activation, bias, shape):
     ):
         assert torch.equal(gradient, wanted)
     torch.testing.assert_close(
-        moments[ABS_OUTPUT].double(), expected.detach().abs().reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-6
+        neuron_sums[ABS_OUTPUT].double(), expected.detach().abs().reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-6
     )
 
 
@@ -50,10 +50,10 @@ def test_gradcheck(activation):
 def test_masked_tokens_are_not_counted_but_pass_gradients():
     h = torch.randn(2, 4, 3, requires_grad=True)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
-    moments = torch.zeros(ROWS, 3)
-    ffn_activation(h, None, moments, token_mask=mask).sum().backward()
-    assert moments[TOKENS].tolist() == [6.0] * 3
-    torch.testing.assert_close(moments[ABS_OUTPUT], F.gelu(h).abs()[mask].sum(0))
+    neuron_sums = torch.zeros(ROWS, 3)
+    ffn_activation(h, None, neuron_sums, token_mask=mask).sum().backward()
+    assert neuron_sums[TOKENS].tolist() == [6.0] * 3
+    torch.testing.assert_close(neuron_sums[ABS_OUTPUT], F.gelu(h).abs()[mask].sum(0))
     assert h.grad[~mask].any()
 
 
@@ -61,39 +61,39 @@ def test_masked_tokens_are_not_counted_but_pass_gradients():
 def test_tokens_may_be_summed_in_any_number_of_parts(neuron_dim, monkeypatch):
     z, dz = torch.randn(2, 7, 3, 5)
     mask = torch.rand(7, 3 if neuron_dim == -1 else 5) > 0.3
-    whole = reference.sum_moments(z, dz, mask, neuron_dim)
+    whole = reference.sum_neurons(z, dz, mask, neuron_dim)
     selected = z.movedim(neuron_dim, -1)[mask]
     torch.testing.assert_close(whole[OUTPUT], selected.sum(0))
     assert whole[TOKENS].tolist() == [float(mask.sum())] * selected.shape[1]
     for size in (1, 2 * z[0].numel()):
         monkeypatch.setattr(reference, "PART", size)
-        torch.testing.assert_close(reference.sum_moments(z, dz, mask, neuron_dim), whole)
+        torch.testing.assert_close(reference.sum_neurons(z, dz, mask, neuron_dim), whole)
 
 
 def test_moments_that_require_grad_get_the_sums_as_their_gradient():
     h, mask = torch.randn(2, 4, 3, requires_grad=True), torch.rand(2, 4) > 0.3
-    moments, probe = torch.zeros(ROWS, 3), torch.ones(ROWS, 3, requires_grad=True)
-    for target in (moments, probe):
+    neuron_sums, probe = torch.zeros(ROWS, 3), torch.ones(ROWS, 3, requires_grad=True)
+    for target in (neuron_sums, probe):
         ffn_activation(h, None, target, token_mask=mask).square().sum().backward()
-    assert torch.equal(probe.grad, moments)
+    assert torch.equal(probe.grad, neuron_sums)
     assert torch.equal(probe, torch.ones(ROWS, 3))
 
 
 def test_dropout_falls_on_the_output_and_not_on_the_moments():
     h = torch.ones(1000, 2, requires_grad=True)
-    moments = torch.zeros(ROWS, 2)
+    neuron_sums = torch.zeros(ROWS, 2)
     torch.manual_seed(0)
-    z = ffn_activation(h, None, moments, activation="relu", dropout=0.25)
+    z = ffn_activation(h, None, neuron_sums, activation="relu", dropout=0.25)
     z.sum().backward()
     torch.manual_seed(0)
     assert torch.equal(z, F.dropout(torch.ones(1000, 2), 0.25))
-    assert moments[ABS_OUTPUT].tolist() == [1000.0, 1000.0]
+    assert neuron_sums[ABS_OUTPUT].tolist() == [1000.0, 1000.0]
     assert torch.equal(ffn_activation(h, None, activation="relu", dropout=0.25, training=False), h)
 
 
 ERRORS = [
     ({"activation": "swish2"}, ValueError, ["activation", "'swish2'", "'gelu'"]),
-    ({"moments": torch.zeros(ROWS, 4)}, ValueError, ["moments", str((ROWS, 3)), str((ROWS, 4))]),
+    ({"neuron_sums": torch.zeros(ROWS, 4)}, ValueError, ["neuron_sums", str((ROWS, 3)), str((ROWS, 4))]),
     ({"token_mask": torch.ones(3, dtype=torch.bool)}, ValueError, ["token_mask", "(2,)", "(3,)"]),
     ({"backend": "cuda"}, ValueError, ["backend", "'cuda'", "'reference'"]),
 ]
@@ -101,7 +101,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("arguments", "error", "words"), ERRORS)
 def test_errors(arguments, error, words):
-    arguments = {"moments": torch.zeros(ROWS, 3), **arguments}
+    arguments = {"neuron_sums": torch.zeros(ROWS, 3), **arguments}
     with pytest.raises(error) as caught:
         ffn_activation(torch.zeros(2, 3), None, **arguments)
     for word in words:

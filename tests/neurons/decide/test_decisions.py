@@ -14,10 +14,10 @@ CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 
 
 def _statistics(width=10, age=1000, seed=0):
-    statistics = NeuronStatistics(width)
+    statistics = NeuronStatistics.unknown(width)
     generator = torch.Generator().manual_seed(seed)
-    statistics.moments.copy_(torch.rand(statistics.moments.shape, generator=generator))
-    statistics.moments[-1] = 1.0
+    statistics.sums.copy_(torch.rand(statistics.sums.shape, generator=generator))
+    statistics.sums[-1] = 1.0
     statistics.update(0.9)
     statistics.age.fill_(age)
     return statistics
@@ -67,7 +67,7 @@ def test_a_site_cools_down_after_a_change():
     assert _chosen([0.0] * 4, statistics, max_fraction=1.0, cooldown=3) == [0, 1, 2, 3]  # never changed yet
     statistics.forget(torch.tensor([True, False, False, False]))
     for step in range(1, 5):
-        statistics.moments[-1] = 1.0
+        statistics.sums[-1] = 1.0
         statistics.update(0.9)
         assert bool(_chosen([0.0] * 4, statistics, max_fraction=1.0, cooldown=3)) == (step >= 3)
 
@@ -131,29 +131,29 @@ def test_a_dead_layer_scores_zero_not_nan():
 def test_a_step_of_non_finite_moments_is_forgotten(bad):
     statistics = _statistics()
     before = statistics.state_dict()
-    statistics.moments.fill_(1.0)
-    statistics.moments[1, 4] = bad
+    statistics.sums.fill_(1.0)
+    statistics.sums[1, 4] = bad
     statistics.update(0.9)
     after = statistics.state_dict()
     for name in ("averages", "weight", "age"):
         changed = (before[name] != after[name]).reshape(-1, 10).any(0)
         assert changed.tolist() == [neuron != 4 for neuron in range(10)]
-    assert not statistics.moments.any()
+    assert not statistics.sums.any()
 
 
 def test_averages_are_bias_corrected():
-    statistics = NeuronStatistics(2)
+    statistics = NeuronStatistics.unknown(2)
     for _ in range(3):
-        statistics.moments.fill_(6.0)
-        statistics.moments[-1] = 2.0
+        statistics.sums.fill_(6.0)
+        statistics.sums[-1] = 2.0
         statistics.update(0.99)
         torch.testing.assert_close(statistics.activity, torch.full((2,), 3.0))
 
 
 def test_the_loss_scale_is_divided_out_of_gradients_only():
-    plain, scaled = NeuronStatistics(2), NeuronStatistics(2)
+    plain, scaled = NeuronStatistics.unknown(2), NeuronStatistics.unknown(2)
     for statistics, factor in ((plain, 1.0), (scaled, 1024.0)):
-        statistics.moments.fill_(3.0)
-        statistics.moments[1:3] *= factor
+        statistics.sums.fill_(3.0)
+        statistics.sums[1] *= factor
         statistics.update(0.5, torch.tensor(factor))
     assert torch.equal(plain.averages, scaled.averages)

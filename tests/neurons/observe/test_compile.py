@@ -70,7 +70,7 @@ def _mask(batch, samples):
 
 
 def _steps(model, dropin, call, batches):
-    """What training steps on `batches` gave: losses, gradients, moments."""
+    """What training steps on `batches` gave: losses, gradients, sums."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     seen = []
     for batch in batches:
@@ -78,7 +78,7 @@ def _steps(model, dropin, call, batches):
         loss = output.square().mean() if isinstance(output, torch.Tensor) else output.loss
         loss.backward()
         seen += [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-        seen.append(torch.cat([known.moments for known in dropin.statistics], 1))
+        seen.append(torch.cat([known.sums for known in dropin.statistics], 1))
         optimizer.step()
         optimizer.zero_grad()
         dropin.step(optimizer)
@@ -135,7 +135,7 @@ def test_other_lengths_cost_no_more_graphs_than_for_the_stock_model(rate):
             mask = _mask(3, rate * frames)
             call(torch.randn(3, frames, 6), mask).square().sum().backward()
             if dropin is not None:
-                assert dropin.statistics[0].moments[TOKENS].unique().tolist() == [int(mask.sum()) // rate]
+                assert dropin.statistics[0].sums[TOKENS].unique().tolist() == [int(mask.sum()) // rate]
                 dropin.step()
         return compiler.graphs
 
@@ -151,7 +151,7 @@ def test_several_passes_may_wait_for_their_backward(compiler):
         torch.manual_seed(1)
         first, second = call(torch.randn(2, 3, 6)), call(torch.randn(2, 3, 6))
         (first - second).square().sum().backward()
-        return [dropin.statistics[0].moments, *(p.grad for p in model.parameters())]
+        return [dropin.statistics[0].sums, *(p.grad for p in model.parameters())]
 
     _assert_alike(run(compiler), run(), rtol=1e-5, atol=1e-6)
 
@@ -163,7 +163,7 @@ def test_gradient_checkpointing_compiles_too():
         call = model if compiler is None else torch.compile(model, backend=compiler, fullgraph=True)
         torch.manual_seed(1)
         call(torch.randn(3, 8, 6), _mask(3, 8), recompute=True).square().sum().backward()
-        return [dropin.statistics[0].moments, *(p.grad for p in model.parameters())]
+        return [dropin.statistics[0].sums, *(p.grad for p in model.parameters())]
 
     _assert_alike(run("aot_eager"), run())
 
@@ -176,4 +176,4 @@ def test_a_second_order_gradient_loses_no_later_observation():
     for create_graph in (True, False):
         call(x).sum().backward(create_graph=create_graph)
         model.zero_grad()
-    assert dropin.statistics[0].moments[TOKENS].tolist() == [10.0] * 10
+    assert dropin.statistics[0].sums[TOKENS].tolist() == [10.0] * 10

@@ -25,7 +25,7 @@ def _batch(family, **options):
 
 
 def _pass(family, backend, *, prepare=None, padded=False, **changes):
-    """Logits, gradients and moments of one training pass."""
+    """Logits, gradients and sums of one training pass."""
     model = tiny_model(family, **changes).to(DEVICE)
     if prepare:
         prepare(model)
@@ -33,19 +33,19 @@ def _pass(family, backend, *, prepare=None, padded=False, **changes):
     outputs = model(**_batch(family, padded=padded))
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return model, dropin, outputs.logits.detach(), gradients, torch.cat([s.moments for s in dropin.statistics], 1)
+    return model, dropin, outputs.logits.detach(), gradients, torch.cat([s.sums for s in dropin.statistics], 1)
 
 
 def _assert_alike(first, second):
-    _, _, logits, gradients, moments = first
-    _, _, expected_logits, expected_gradients, expected_moments = second
+    _, _, logits, gradients, sums = first
+    _, _, expected_logits, expected_gradients, expected_sums = second
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(
             gradient, expected_gradients[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
-    torch.testing.assert_close(moments, expected_moments, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FUSED)
@@ -92,7 +92,7 @@ def test_other_hooks_on_the_parts_are_still_called():
     handle = dropin.sites[0].up.register_forward_hook(lambda *_: called.append(1))
     model(**_batch("ast")).loss.backward()
     assert called
-    assert all(bool(known.moments.any()) for known in dropin.statistics)
+    assert all(bool(known.sums.any()) for known in dropin.statistics)
     handle.remove()
 
 
@@ -110,7 +110,7 @@ def test_copies_and_pickles_work_on_their_own():
 def test_a_replica_computes_with_its_own_weights_and_is_watched():
     """As torch.nn.DataParallel makes them: copies that share every hook and attribute, with weights elsewhere."""
     _, dropin, *_ = _pass("wav2vec2", "fused")
-    layer, before = dropin.sites[0].container, dropin.statistics[0].moments.clone()
+    layer, before = dropin.sites[0].container, dropin.statistics[0].sums.clone()
     replica = layer._replicate_for_data_parallel()
     for key, part in layer._modules.items():
         replica._modules[key] = part._replicate_for_data_parallel()
@@ -122,7 +122,7 @@ def test_a_replica_computes_with_its_own_weights_and_is_watched():
     y = replica(x)
     torch.testing.assert_close(y, F.linear(z, 2.0 * down.weight, 2.0 * down.bias))
     y.sum().backward()
-    gained = dropin.statistics[0].moments - before
+    gained = dropin.statistics[0].sums - before
     torch.testing.assert_close(gained[ABS_OUTPUT], z.detach().abs().sum((0, 1)), rtol=1e-4, atol=1e-5)
 
 

@@ -9,25 +9,23 @@ from hf_neuroplastic import DropIn, DropInConfig
 from neuroplastic_kernels.ffn_activation.neuron_sums import (
     ABS_OUTPUT,
     ABS_OUTPUT_GRADIENT,
-    ABS_PRODUCT,
     OUTPUT,
-    OUTPUT_SQUARED,
     TOKENS,
 )
 
 
-def _moments(dropin):
-    return [statistics.moments.clone() for statistics in dropin.statistics]
+def _sums(dropin):
+    return [statistics.sums.clone() for statistics in dropin.statistics]
 
 
 def _observed(family, batches, *, prepare=lambda model: model, **changes):
-    """The moments after the gradients of `batches` (each loss weighted by its share of the samples) were accumulated."""
+    """The sums after the gradients of `batches` (each loss weighted by its share of the samples) were accumulated."""
     model = prepare(tiny_model(family, **changes))
     dropin = DropIn(model)
     total = sum(len(batch["labels"]) for batch in batches)
     for batch in batches:
         (model(**batch).loss * (len(batch["labels"]) / total)).backward()
-    return _moments(dropin)
+    return _sums(dropin)
 
 
 def _gradients(model):
@@ -65,10 +63,10 @@ def test_moments_are_the_sums_over_tokens_of_outputs_and_their_gradients():
     model[2](z).square().sum().backward()
     model.zero_grad()
     model(x).square().sum().backward()
-    found = dropin.statistics[0].moments
+    found = dropin.statistics[0].sums
     expected = {
-        ABS_OUTPUT: z.abs(), ABS_OUTPUT_GRADIENT: z.grad.abs(), ABS_PRODUCT: (z * z.grad).abs(),
-        OUTPUT: z, OUTPUT_SQUARED: z**2, TOKENS: torch.ones_like(z),
+        ABS_OUTPUT: z.abs(), ABS_OUTPUT_GRADIENT: z.grad.abs(),
+        OUTPUT: z, TOKENS: torch.ones_like(z),
     }  # fmt: skip
     for row, value in expected.items():
         torch.testing.assert_close(found[row], value.detach().sum(0), rtol=1e-5, atol=1e-6)
@@ -104,13 +102,13 @@ def test_padding_changes_nothing(family):
 def test_padded_frames_are_not_counted_at_the_encoders_own_rate(family, squeeze):
     batch = tiny_batch(family, 4, padded=True)
     lengths = tiny_model(family)._get_feat_extract_output_lengths(batch["attention_mask"].sum(1)) // squeeze
-    tokens = [moments[TOKENS].unique() for moments in _observed(family, [batch])]
+    tokens = [sums[TOKENS].unique() for sums in _observed(family, [batch])]
     assert [t.tolist() for t in tokens] == [[int(lengths.sum())]] * len(tokens)
 
 
 def test_padded_frames_are_not_counted():
     batch = tiny_batch("wav2vec2", 4, padded=True)
-    tokens = [moments[TOKENS].unique() for moments in _observed("wav2vec2", [batch])]
+    tokens = [sums[TOKENS].unique() for sums in _observed("wav2vec2", [batch])]
     frames = int(tiny_model("wav2vec2")._get_feat_extract_output_lengths(torch.tensor(800)))
     short = int(tiny_model("wav2vec2")._get_feat_extract_output_lengths(torch.tensor(400)))
     assert [t.tolist() for t in tokens] == [[2 * frames + 2 * short]] * 2
@@ -132,7 +130,7 @@ def test_gradient_checkpointing_changes_nothing(family, reentrant):
 
 def test_a_layer_skipped_by_layerdrop_is_not_observed():
     skipped = _observed("wav2vec2", [tiny_batch("wav2vec2")], layerdrop=1.0)
-    assert all(not moments.any() for moments in skipped)
+    assert all(not sums.any() for sums in skipped)
     model = tiny_model("wav2vec2", layerdrop=1.0)
     dropin = DropIn(model, DropInConfig(stop=None))
     model(**tiny_batch("wav2vec2")).loss.backward()
@@ -155,7 +153,7 @@ def test_nothing_is_observed_outside_training(mode):
         loss = model(**batch).loss
     if mode in ("eval", "unpatched"):
         loss.backward()
-    assert all(not moments.any() for moments in _moments(dropin))
+    assert all(not sums.any() for sums in _sums(dropin))
 
 
 def test_observe_every_thins_the_observations_but_not_the_ages():
@@ -164,7 +162,7 @@ def test_observe_every_thins_the_observations_but_not_the_ages():
     seen = []
     for _ in range(6):
         model(torch.randn(5, 6)).sum().backward()
-        seen.append(bool(dropin.statistics[0].moments.any()))
+        seen.append(bool(dropin.statistics[0].sums.any()))
         dropin.step()
     assert seen == [True, False, False, True, False, False]
     assert dropin.statistics[0].age.tolist() == [6] * 10
@@ -178,7 +176,7 @@ def test_autocast_is_observed_in_float32(dtype):
     with torch.autocast("cpu", dtype=dtype):
         loss = model(**batch).loss
     loss.backward()
-    for found, expected in zip(_moments(dropin), _observed("ast", [batch]), strict=True):
+    for found, expected in zip(_sums(dropin), _observed("ast", [batch]), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found[ABS_OUTPUT], expected[ABS_OUTPUT], rtol=0.05, atol=0.05)
 
@@ -196,10 +194,10 @@ def test_an_unusable_mask_is_said_once_and_counts_every_frame(caplog):
     dropin = DropIn(model)
     for _ in range(2):
         model(torch.randn(2, 5, 6), torch.ones(2, 50)).sum().backward()  # positional on purpose
-    assert dropin.statistics[0].moments[TOKENS].unique().tolist() == [20]
+    assert dropin.statistics[0].sums[TOKENS].unique().tolist() == [20]
     assert len([record for record in caplog.records if "padded frames are counted" in record.message]) == 1
     model(torch.randn(2, 5, 6), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])).sum().backward()
-    assert dropin.statistics[0].moments[TOKENS].unique().tolist() == [24]
+    assert dropin.statistics[0].sums[TOKENS].unique().tolist() == [24]
 
 
 def test_a_compiled_model_is_observed_too():
@@ -207,10 +205,10 @@ def test_a_compiled_model_is_observed_too():
     dropin = DropIn(model)
     x = torch.randn(5, 6)
     torch.compile(model, backend="aot_eager")(x).sum().backward()
-    compiled = _moments(dropin)[0]
+    compiled = _sums(dropin)[0]
     dropin.statistics[0].discard()
     model(x).sum().backward()
-    torch.testing.assert_close(compiled, dropin.statistics[0].moments)
+    torch.testing.assert_close(compiled, dropin.statistics[0].sums)
 
 
 def test_patching_twice_is_refused():

@@ -15,9 +15,7 @@ from hf_neuroplastic import DropIn, DropInConfig
 from neuroplastic_kernels.ffn_activation.neuron_sums import (
     ABS_OUTPUT,
     ABS_OUTPUT_GRADIENT,
-    ABS_PRODUCT,
     OUTPUT,
-    OUTPUT_SQUARED,
     TOKENS,
 )
 
@@ -56,8 +54,8 @@ class Convolutions(nn.Module):
         return self.net(x)
 
 
-def _moments(dropin):
-    return [known.moments for known in dropin.statistics]
+def _sums(dropin):
+    return [known.sums for known in dropin.statistics]
 
 
 def _seen_at(site):
@@ -84,21 +82,21 @@ def test_moments_are_the_sums_over_tokens(kind):
     outputs = [_seen_at(site) for site in spy.sites]
     dropin = DropIn(model, kind.config())
     kind.train_step(model)
-    for site, (seen,), moments in zip(dropin.sites, outputs, _moments(dropin), strict=True):
+    for site, (seen,), sums in zip(dropin.sites, outputs, _sums(dropin), strict=True):
         z, dz = (t.movedim(site.neuron_dim, -1).reshape(-1, site.width) for t in (seen.detach(), seen.grad))
         expected = {
-            ABS_OUTPUT: z.abs(), ABS_OUTPUT_GRADIENT: dz.abs(), ABS_PRODUCT: (z * dz).abs(),
-            OUTPUT: z, OUTPUT_SQUARED: z**2, TOKENS: torch.ones_like(z),
+            ABS_OUTPUT: z.abs(), ABS_OUTPUT_GRADIENT: dz.abs(),
+            OUTPUT: z, TOKENS: torch.ones_like(z),
         }  # fmt: skip
         for row, value in expected.items():
-            torch.testing.assert_close(moments[row], value.sum(0), rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(sums[row], value.sum(0), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", UNNORMALISED)
 def test_micro_batches_add_up_to_one_batch(name):
     kind = KINDS[name]
 
-    def moments(parts):
+    def sums(parts):
         model = kind.build()
         dropin = DropIn(model, kind.config())
         named = isinstance(kind.inputs, str)
@@ -107,12 +105,12 @@ def test_micro_batches_add_up_to_one_batch(name):
             part = {name: value[rows] for name, value in batch.items()}
             outputs = model(**part).logits if named else model(*part.values())
             outputs.square().sum().backward()
-        return _moments(dropin)
+        return _sums(dropin)
 
     torch.manual_seed(1)
-    whole = moments(1)
+    whole = sums(1)
     torch.manual_seed(1)
-    for halves, expected in zip(moments(2), whole, strict=True):
+    for halves, expected in zip(sums(2), whole, strict=True):
         torch.testing.assert_close(halves, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -121,16 +119,16 @@ def test_padding_of_a_decoder_changes_nothing(family):
     ids = tiny_batch(family)["input_ids"][:2]
     short = ids.shape[1] // 2
 
-    def moments(*batches):
+    def sums(*batches):
         model = tiny_model(family)
         dropin = DropIn(model)
         for part, ends in batches:
             mask = (torch.arange(part.shape[1]) < torch.tensor(ends).unsqueeze(1)).long()
             model(input_ids=part * mask, attention_mask=mask).logits.square().sum().backward()  # 0 is the padding's id
-        return _moments(dropin)
+        return _sums(dropin)
 
-    padded = moments((ids, [ids.shape[1], short]))
-    unpadded = moments((ids[:1], [ids.shape[1]]), (ids[1:, :short], [short]))
+    padded = sums((ids, [ids.shape[1], short]))
+    unpadded = sums((ids[:1], [ids.shape[1]]), (ids[1:, :short], [short]))
     for found, expected in zip(padded, unpadded, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
@@ -144,7 +142,7 @@ def test_a_head_on_a_grus_last_state_sees_what_one_on_its_last_output_sees(layou
         "packed": pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False),
     }[layout]  # fmt: skip
 
-    def moments(by_state):
+    def sums(by_state):
         model = Tagger(layout)
         dropin = DropIn(model, DropInConfig(**GRU))
         out, state = model.gru(inputs)
@@ -154,10 +152,10 @@ def test_a_head_on_a_grus_last_state_sees_what_one_on_its_last_output_sees(layou
             last = out[:, -1] if layout == "batch_first" else out[-1]
         assert torch.equal(state[-1], last)
         model.head(state[-1] if by_state else last).square().sum().backward()
-        return _moments(dropin)[0]
+        return _sums(dropin)[0]
 
-    assert moments(True)[ABS_OUTPUT_GRADIENT].min() > 0
-    torch.testing.assert_close(moments(True), moments(False), rtol=1e-6, atol=0.0)
+    assert sums(True)[ABS_OUTPUT_GRADIENT].min() > 0
+    torch.testing.assert_close(sums(True), sums(False), rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("layout", ["batch_first", "time_first", "packed"])
@@ -165,30 +163,30 @@ def test_padded_steps_of_a_gru_are_not_counted_in_any_layout(layout):
     x = torch.randn(3, 6, 4)
     mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
 
-    def moments(layout):
+    def sums(layout):
         model = Tagger(layout)
         dropin = DropIn(model, DropInConfig(**GRU))
         (model(x, attention_mask=mask) * mask.unsqueeze(-1)).square().sum().backward()
-        return _moments(dropin)[0]
+        return _sums(dropin)[0]
 
-    found = moments(layout)
+    found = sums(layout)
     assert found[TOKENS].tolist() == [12.0] * 5
-    torch.testing.assert_close(found, moments("batch_first"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, sums("batch_first"), rtol=1e-4, atol=1e-6)
 
 
 def test_padded_frames_of_a_convolution_are_not_counted_whatever_they_hold():
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
 
-    def moments(x):
+    def sums(x):
         model = Convolutions()
         dropin = DropIn(model)
         torch.where(mask.unsqueeze(1), model(x, attention_mask=mask), 0.0).square().sum().backward()
-        return _moments(dropin)[0]
+        return _sums(dropin)[0]
 
     x = torch.randn(2, 3, 5)
-    expected = moments(x)
+    expected = sums(x)
     assert expected[TOKENS].tolist() == [7.0] * 4
-    torch.testing.assert_close(moments(x.masked_fill(~mask.unsqueeze(1), float("nan"))), expected)
+    torch.testing.assert_close(sums(x.masked_fill(~mask.unsqueeze(1), float("nan"))), expected)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["two_masks", "one_mask"])
@@ -201,8 +199,8 @@ def test_whisper_counts_the_frames_of_its_encoder_and_the_tokens_of_its_decoder(
         batch["decoder_attention_mask"] = (torch.arange(6) < tokens.unsqueeze(1)).long()
     model(**batch).loss.backward()
     expected = {"encoder": float(frames.sum() / 2), "decoder": float(tokens.sum()) if told else 24.0}
-    for site, moments in zip(dropin.sites, _moments(dropin), strict=True):
-        assert set(moments[TOKENS].tolist()) == {expected[site.name.split(".")[1]]}
+    for site, sums in zip(dropin.sites, _sums(dropin), strict=True):
+        assert set(sums[TOKENS].tolist()) == {expected[site.name.split(".")[1]]}
 
 
 def test_the_encoder_counts_its_own_frames_whatever_stands_around_it():
@@ -215,8 +213,8 @@ def test_the_encoder_counts_its_own_frames_whatever_stands_around_it():
     for model, more in ((adapted, {}), (paired, {"labels": torch.full((4, 10), 3)})):
         dropin = DropIn(model.train())
         model(batch["input_values"], attention_mask=batch["attention_mask"], **more)[0].sum().backward()
-        for site, moments in zip(dropin.sites, _moments(dropin), strict=True):
-            assert set(moments[TOKENS].tolist()) == {40.0 if site.name.startswith("decoder") else float(frames)}
+        for site, sums in zip(dropin.sites, _sums(dropin), strict=True):
+            assert set(sums[TOKENS].tolist()) == {40.0 if site.name.startswith("decoder") else float(frames)}
 
 
 def test_outputs_without_gradient_and_evaluation_are_not_recorded():
@@ -225,7 +223,7 @@ def test_outputs_without_gradient_and_evaluation_are_not_recorded():
     dropin.sites[0].watched(torch.randn(4, 10))
     for training in (True, False, True):
         model.train(training)(torch.randn(4, 6)).sum().backward()
-    assert dropin.statistics[0].moments[TOKENS].tolist() == [8.0] * 10
+    assert dropin.statistics[0].sums[TOKENS].tolist() == [8.0] * 10
 
 
 def test_an_overflow_spoils_its_own_step_and_no_other():
@@ -247,7 +245,7 @@ def test_second_order_gradients_are_the_stock_ones():
         x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
         (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         slope.square().sum().backward()
-        assert dropin is None or dropin.statistics[0].moments.isfinite().all()
+        assert dropin is None or dropin.statistics[0].sums.isfinite().all()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):
@@ -265,7 +263,7 @@ def test_a_replica_records_with_the_original():
             setattr(replica._modules[key], name, parameter * 1.0)
     for part in (model, replica):
         part(torch.randn(4, 6)).sum().backward()
-    assert dropin.statistics[0].moments[TOKENS].tolist() == [8.0] * 10
+    assert dropin.statistics[0].sums[TOKENS].tolist() == [8.0] * 10
 
 
 @pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -276,4 +274,4 @@ def test_a_copy_of_a_watched_model_works_and_records_nothing_for_the_original(tw
     x = torch.randn(4, 6)
     twin(x).sum().backward()
     assert torch.equal(twin(x), model(x))
-    assert not dropin.statistics[0].moments.any()
+    assert not dropin.statistics[0].sums.any()

@@ -89,7 +89,7 @@ ERRORS = [
     ({"count": 11, "init": "split"}, ValueError, ["11", "10", "split"]),
     ({"count": 2.0, "init": "split"}, ValueError, ["2.0", "10", "split"]),
     ({"count": 2, "layers": [7]}, ValueError, ["layers", "7"]),
-    ({"count": 2, "seed": -1}, ValueError, ["random_seed", "-1"]),
+    ({"count": 2, "seed": -1}, ValueError, ["seed", "-1"]),
 ]
 
 

@@ -14,7 +14,7 @@ from neuroplastic_kernels.ffn_activation.neuron_sums import ABS_OUTPUT
 def _observed(model):
     """The model's sites, and statistics in which neuron i of site k has the activity k + i."""
     sites = find_sites(model)
-    everyone = NeuronStatistics(sum(site.width for site in sites))
+    everyone = NeuronStatistics.unknown(sum(site.width for site in sites))
     parts = everyone.split([site.width for site in sites])
     everyone.weight.fill_(0.5)
     for index, part in enumerate(parts):

@@ -10,7 +10,17 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, compact, load_side_files, reserve, save_side_files
+from hf_neuroplastic import (
+    Constant,
+    DropIn,
+    DropInConfig,
+    NeuroPlastic,
+    OneOff,
+    compact,
+    load_side_files,
+    reserve,
+    save_side_files,
+)
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
 from hf_neuroplastic.neurons.sites import find_sites, inert_slots
 
@@ -220,12 +230,9 @@ ERRORS = [
     (lambda m: (DropIn(m), reserve(m, 1)), RuntimeError, r"watches this model.*unpatch"),
     (lambda m: (DropIn(m), compact(m)), RuntimeError, r"watches this model.*unpatch"),
     (lambda m: reserve(tiny_mlp(activation=torch.nn.Sigmoid), 1), ValueError, "does not map 0 to 0"),
-    (lambda m: DropInConfig(active_neurons=5), TypeError, "active_neurons must be a Schedule"),
-    (
-        lambda m: DropInConfig.dropin(2, active_share=DropInConfig.compress(0.5).active_share),
-        ValueError,
-        "give one of them",
-    ),
+    (lambda m: DropInConfig(extra_neurons=5), TypeError, "extra_neurons must be a Schedule"),
+    (lambda m: DropInConfig(extra_neurons=OneOff(0.0, 0, 64.0)), ValueError, "a float is a share.*got 64.0; write 64"),
+    (lambda m: DropInConfig(extra_neurons=Constant(-1.5)), ValueError, r"must lie in \[-1, 8\], got -1.5"),
 ]
 
 

@@ -1,8 +1,8 @@
-"""Bias, activation and dropout in one kernel; their gradients and the neurons' moments in another.
+"""Bias, activation and dropout in one kernel; their gradients and the neuron sums in another.
 
 The forward pass reads h and writes the output; only h is kept. The backward pass reads h and the incoming gradient once,
 writes the gradient of h, draws the dropout again from its seed, and sums over tokens on the side: the bias gradient and the
-moments, as fp32 partial sums [splits, rows, N] that a second, small kernel adds up in fixed order. The same inputs give the
+neuron_sums, as fp32 partial sums [splits, rows, N] that a second, small kernel adds up in fixed order. The same inputs give the
 same bits. For torch.compile both passes are custom operators, which it takes as they are.
 """
 
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .kernels import backward_kernel, forward_kernel, sum_kernel
 from .neuron_sums import ROWS
-from .reference import check_activation, check_moments, deliver
+from .reference import check_activation, check_neuron_sums, deliver
 
 try:
     from .._ops import add_op_namespace_prefix  # written by kernel-builder
@@ -35,12 +35,12 @@ def _launch_forward(
     h: Tensor,
     bias: Tensor | None,
     seed: Tensor | None,
-    moments: Tensor | None,
+    neuron_sums: Tensor | None,
     token_mask: Tensor | None,
     activation: str,
     rate: float,
 ) -> Tensor:
-    """dropout(act(h + bias)), the dropout drawn from `seed`; moments and token_mask are for the backward pass alone."""
+    """dropout(act(h + bias)), the dropout drawn from `seed`; neuron_sums and token_mask are for the backward pass alone."""
     h = h.contiguous()
     z = torch.empty_like(h)
     width = h.shape[-1]
@@ -64,7 +64,7 @@ def _launch_backward(
     rate: float,
     observe: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of h, and sums over tokens [rows, N] float32: the moments, if wanted, then the gradient of the bias."""
+    """The gradient of h, and sums over tokens [rows, N] float32: the neuron_sums, if wanted, then the gradient of the bias."""
     h, dy = h.contiguous(), dy.contiguous()
     width, rows = h.shape[-1], _rows(bias, observe)
     dh = torch.empty_like(h)
@@ -80,7 +80,7 @@ def _launch_backward(
     with torch.cuda.device_of(h):
         backward_kernel[(splits, columns)](
             dy, h, _contiguous(bias), seed, counted, dh, partials, tokens, width, rows, rate, _survivor_scale(rate), tiles,
-            ACTIVATION=activation, MOMENTS=observe, **tile,
+            ACTIVATION=activation, OBSERVE=observe, **tile,
         )  # fmt: skip
         if rows:
             sum_kernel[(_blocks(width, SUM_TILE["BLOCK_N"]), rows)](partials, sums, splits, rows, width, **SUM_TILE)
@@ -94,7 +94,7 @@ _backward = torch.library.custom_op(
 
 
 @_forward.register_fake
-def _(h, bias, seed, moments, token_mask, activation, rate):
+def _(h, bias, seed, neuron_sums, token_mask, activation, rate):
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
@@ -109,21 +109,21 @@ def _rows(bias: Tensor | None, observe: bool) -> int:
 
 
 def _save(ctx, inputs, output):
-    h, bias, seed, moments, token_mask, activation, rate = inputs
+    h, bias, seed, neuron_sums, token_mask, activation, rate = inputs
     ctx.save_for_backward(h, bias, seed)
-    # Not through save_for_backward: other layers and micro-batches write to the moments before this backward pass does, and
+    # Not through save_for_backward: other layers and micro-batches write to the neuron_sums before this backward pass does, and
     # under gradient checkpointing these stay those of the first forward pass.
-    ctx.moments, ctx.token_mask = moments, token_mask
+    ctx.neuron_sums, ctx.token_mask = neuron_sums, token_mask
     ctx.activation, ctx.rate = activation, rate
 
 
 def _differentiate(backward, ctx, dy):
     h, bias, seed = ctx.saved_tensors
-    observe = ctx.moments is not None
+    observe = ctx.neuron_sums is not None
     dh, sums = backward(dy, h, bias, seed, ctx.token_mask, ctx.activation, ctx.rate, observe)
     dbias = None if bias is None else sums[-1].to(bias.dtype)
-    dmoments = deliver(ctx.moments, sums[:ROWS]) if observe else None
-    return dh, dbias, None, dmoments, None, None, None
+    dneuron_sums = deliver(ctx.neuron_sums, sums[:ROWS]) if observe else None
+    return dh, dbias, None, dneuron_sums, None, None, None
 
 
 _forward.register_autograd(partial(_differentiate, _backward), setup_context=_save)
@@ -160,14 +160,14 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def ffn_activation(
     h: Tensor,
     bias: Tensor | None,
-    moments: Tensor | None = None,
+    neuron_sums: Tensor | None = None,
     *,
     activation: str = "gelu",
     dropout: float = 0.0,
     training: bool = True,
     token_mask: Tensor | None = None,
 ) -> Tensor:
-    """dropout(act(h + bias)); its backward also adds the neurons' moments to `moments`.
+    """dropout(act(h + bias)); its backward also adds the neuron sums to `neuron_sums`.
 
     Arguments, result and errors are those of `ffn_activation.reference`, for float32, bfloat16 and float16. Everything is
     computed in float32 and rounded once. The dropout's numbers differ from PyTorch's: they are drawn from a seed which the
@@ -178,9 +178,9 @@ def ffn_activation(
         raise ValueError(f"bias must have shape {tuple(h.shape[-1:])} to match h, got {tuple(bias.shape)}")
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"dropout must be a probability in [0, 1], got {dropout}")
-    if moments is not None:
-        check_moments(moments, token_mask, h.shape)
+    if neuron_sums is not None:
+        check_neuron_sums(neuron_sums, token_mask, h.shape)
     rate = dropout if training else 0.0
     seed = torch.randint(SEEDS, (1,), dtype=torch.int64, device=h.device) if rate > 0.0 else None
     form = _forward if torch.compiler.is_compiling() else _Eager.apply
-    return form(h, bias, seed, moments, token_mask, activation, rate)
+    return form(h, bias, seed, neuron_sums, token_mask, activation, rate)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..common.fused_philox import uniform_rows
-from .neuron_sums import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, OUTPUT_SQUARED, ROWS, TOKENS
+from .neuron_sums import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, OUTPUT, ROWS, TOKENS
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 NORMAL_PEAK = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
@@ -17,10 +17,9 @@ TANH_SCALE = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi))
 TANH_CUBIC = tl.constexpr(0.044715)
 QUICK_SCALE = tl.constexpr(1.702)
 LENGTHS = ("tokens", "tiles", "splits")  # differ from batch to batch, which is no reason to compile anew
-# Rows of a moments tensor, as kernels must have them.
+# Rows of neuron sums, as kernels must have them.
 _ABS_OUTPUT, _ABS_OUTPUT_GRADIENT = tl.constexpr(ABS_OUTPUT), tl.constexpr(ABS_OUTPUT_GRADIENT)
-_ABS_PRODUCT, _OUTPUT = tl.constexpr(ABS_PRODUCT), tl.constexpr(OUTPUT)
-_OUTPUT_SQUARED, _TOKENS, _ROWS = tl.constexpr(OUTPUT_SQUARED), tl.constexpr(TOKENS), tl.constexpr(ROWS)
+_OUTPUT, _TOKENS, _ROWS = tl.constexpr(OUTPUT), tl.constexpr(TOKENS), tl.constexpr(ROWS)
 
 
 @triton.jit
@@ -94,12 +93,12 @@ def backward_kernel(
     partials,  # [splits, rows, width] float32
     tokens,
     width,
-    rows,  # sums per split: those of moments, if wanted, then that of the bias
+    rows,  # sums per split: those of neuron_sums, if wanted, then that of the bias
     rate,
     scale,
     tiles,  # of BLOCK_T tokens in a split
     ACTIVATION: tl.constexpr,
-    MOMENTS: tl.constexpr,
+    OBSERVE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -109,13 +108,11 @@ def backward_kernel(
     if bias is not None:
         b = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
         sum_dh = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    if MOMENTS:
+    if OBSERVE:
         count = tl.zeros([BLOCK_T], tl.float32)
         sum_z = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
         sum_abs_z = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
         sum_abs_dz = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-        sum_product = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-        sum_square = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for tile in range(tiles):
         token = (split * tiles + tile).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
         place = token[:, None] * width + column[None, :]
@@ -131,7 +128,7 @@ def backward_kernel(
         tl.store(dh + place, dx.to(dh.dtype.element_ty), mask=inside)
         if bias is not None:
             sum_dh += dx
-        if MOMENTS:
+        if OBSERVE:
             counted = token < tokens
             if token_mask is not None:
                 counted = counted & (tl.load(token_mask + token, mask=counted, other=0) != 0)
@@ -141,16 +138,12 @@ def backward_kernel(
             sum_z += z
             sum_abs_z += tl.abs(z)
             sum_abs_dz += tl.abs(dz)
-            sum_product += tl.abs(z * dz)
-            sum_square += z * z
     valid = column < width
     out = partials + split.to(tl.int64) * rows * width + column
-    if MOMENTS:
+    if OBSERVE:
         tl.store(out + _ABS_OUTPUT * width, tl.sum(sum_abs_z, 0), mask=valid)
         tl.store(out + _ABS_OUTPUT_GRADIENT * width, tl.sum(sum_abs_dz, 0), mask=valid)
-        tl.store(out + _ABS_PRODUCT * width, tl.sum(sum_product, 0), mask=valid)
         tl.store(out + _OUTPUT * width, tl.sum(sum_z, 0), mask=valid)
-        tl.store(out + _OUTPUT_SQUARED * width, tl.sum(sum_square, 0), mask=valid)
         tl.store(out + _TOKENS * width, tl.zeros([BLOCK_N], tl.float32) + tl.sum(count, 0), mask=valid)
         if bias is not None:
             tl.store(out + _ROWS * width, tl.sum(sum_dh, 0), mask=valid)

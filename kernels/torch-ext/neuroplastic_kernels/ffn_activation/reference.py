@@ -1,13 +1,13 @@
-"""Bias, activation and dropout of a feed-forward layer, with its neurons' moments taken in the backward pass."""
+"""Bias, activation and dropout of a feed-forward layer, with its neuron sums taken in the backward pass."""
 
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .neuron_sums import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, ABS_PRODUCT, OUTPUT, OUTPUT_SQUARED, ROWS, TOKENS
+from .neuron_sums import ABS_OUTPUT, ABS_OUTPUT_GRADIENT, OUTPUT, ROWS, TOKENS
 
 
 def _quick_gelu(h: Tensor) -> Tensor:
@@ -24,24 +24,44 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu,
 }
 
+# Class names of torch.nn's activations, then of transformers', which this package does not import.
+ACTIVATION_NAMES = {
+    "GELU": "gelu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "SiLUActivation": "silu",
+    "QuickGELUActivation": "quick_gelu",
+}
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """The key under which `ffn_activation` knows the function of an activation module, or None if it does not."""
+    if isinstance(module, nn.GELU) and module.approximate == "tanh":
+        return "gelu_tanh"
+    return ACTIVATION_NAMES.get(type(module).__name__)
+
 
 def ffn_activation(
     h: Tensor,
     bias: Tensor | None,
-    moments: Tensor | None = None,
+    neuron_sums: Tensor | None = None,
     *,
     activation: str = "gelu",
     dropout: float = 0.0,
     training: bool = True,
     token_mask: Tensor | None = None,
 ) -> Tensor:
-    """dropout(act(h + bias)); its backward pass also takes the neurons' moments.
+    """dropout(act(h + bias)); its backward pass also takes the neuron sums.
 
     Args:
         h: [..., N] pre-activations without bias, any float dtype.
         bias: [N] or None.
-        moments: [ROWS, N] float32, added to in place by the backward pass, or, if it requires grad, given the sums as its
-            gradient (see `record_moments`); None observes nothing.
+        neuron_sums: [ROWS, N] float32, added to in place by the backward pass, or, if it requires grad, given the sums as its
+            gradient (see `record_neuron_sums`); None observes nothing.
         activation: a key of `ACTIVATIONS`.
         dropout: probability of zeroing an element; applied only when `training`.
         token_mask: [...] bool, True where a token counts; None counts all.
@@ -54,29 +74,31 @@ def ffn_activation(
     """
     check_activation(activation)
     z = ACTIVATIONS[activation](h if bias is None else h + bias.to(h.dtype))
-    if moments is not None:
-        z = record_moments(z, moments, token_mask)
+    if neuron_sums is not None:
+        z = record_neuron_sums(z, neuron_sums, token_mask)
     return F.dropout(z, dropout, training)
 
 
-def record_moments(z: Tensor, moments: Tensor, token_mask: Tensor | None = None, neuron_dim: int = -1) -> Tensor:
-    """The identity on `z`; when the gradient of `z` passes backward, the neurons' moments are taken.
+def record_neuron_sums(
+    z: Tensor, neuron_sums: Tensor, token_mask: Tensor | None = None, neuron_dim: int = -1
+) -> Tensor:
+    """The identity on `z`; when the gradient of `z` passes backward, the neuron sums are taken.
 
-    The moments belong to the backward pass because it runs once per micro-batch even under gradient checkpointing, never in
+    The neuron_sums belong to the backward pass because it runs once per micro-batch even under gradient checkpointing, never in
     evaluation, and never for a layer that was skipped.
 
     Args:
         z: outputs of the hidden neurons, [..., N] (after the activation, before dropout), any float dtype.
-        moments: [ROWS, N] float32. The backward pass adds to it in place; if it requires grad, it is left alone and gets the
-            sums as its gradient, which makes this a pure function, as torch.compile needs it.
+        neuron_sums: [ROWS, N] float32. The backward pass adds to them in place; if they require grad, they are left alone and
+            get the sums as their gradient, which makes this a pure function, as torch.compile needs it.
         token_mask: the shape of `z` without `neuron_dim`, bool, True where a token counts; None counts all.
         neuron_dim: the dimension of `z` that counts the neurons, -1 or 1: channels are [B, C, H, W].
 
     Raises:
         ValueError: a shape does not fit `z`.
     """
-    check_moments(moments, token_mask, z.shape, neuron_dim)
-    return _RecordMoments.apply(z, moments, token_mask, neuron_dim)
+    check_neuron_sums(neuron_sums, token_mask, z.shape, neuron_dim)
+    return _RecordNeuronSums.apply(z, neuron_sums, token_mask, neuron_dim)
 
 
 def check_activation(name: str) -> None:
@@ -85,48 +107,48 @@ def check_activation(name: str) -> None:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
 
 
-def check_moments(moments: Tensor, token_mask: Tensor | None, shape: torch.Size, neuron_dim: int = -1) -> None:
-    """Raises ValueError if `moments` is not float32, or it or `token_mask` does not fit neuron outputs of this shape."""
+def check_neuron_sums(neuron_sums: Tensor, token_mask: Tensor | None, shape: torch.Size, neuron_dim: int = -1) -> None:
+    """Raises ValueError if `neuron_sums` is not float32, or it or `token_mask` does not fit neuron outputs of this shape."""
     tokens = list(shape)
     neurons = tokens.pop(neuron_dim)
-    if moments.shape != (ROWS, neurons):
-        raise ValueError(f"moments must have shape {(ROWS, neurons)} to match z, got {tuple(moments.shape)}")
-    if moments.dtype is not torch.float32:
-        raise ValueError(f"moments must be float32, got {moments.dtype}; use torch.zeros(ROWS, N)")
+    if neuron_sums.shape != (ROWS, neurons):
+        raise ValueError(f"neuron_sums must have shape {(ROWS, neurons)} to match z, got {tuple(neuron_sums.shape)}")
+    if neuron_sums.dtype is not torch.float32:
+        raise ValueError(f"neuron_sums must be float32, got {neuron_sums.dtype}; use torch.zeros(ROWS, N)")
     if token_mask is not None and list(token_mask.shape) != tokens:
         raise ValueError(f"token_mask must have shape {tuple(tokens)} to match z, got {tuple(token_mask.shape)}")
 
 
-def deliver(moments: Tensor, sums: Tensor) -> Tensor | None:
-    """The gradient of `moments`, for the backward pass that took `sums`: they themselves, or None where they are added."""
-    if moments.requires_grad:
+def deliver(neuron_sums: Tensor, sums: Tensor) -> Tensor | None:
+    """The gradient of `neuron_sums`, for the backward pass that took `sums`: they themselves, or None where they are added."""
+    if neuron_sums.requires_grad:
         return sums
     with torch.no_grad():
-        moments += sums.to(moments.device)  # a replica of the layer may work on another device
+        neuron_sums += sums.to(neuron_sums.device)  # a replica of the layer may work on another device
     return None
 
 
-class _RecordMoments(torch.autograd.Function):
+class _RecordNeuronSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, moments, token_mask, neuron_dim):
+    def forward(ctx, z, neuron_sums, token_mask, neuron_dim):
         ctx.save_for_backward(z)
         # Not through save_for_backward: under gradient checkpointing these stay those of the first forward pass.
-        ctx.moments, ctx.token_mask, ctx.neuron_dim = moments, token_mask, neuron_dim
+        ctx.neuron_sums, ctx.token_mask, ctx.neuron_dim = neuron_sums, token_mask, neuron_dim
         return z.view_as(z)
 
     @staticmethod
     def backward(ctx, dz):
         (z,) = ctx.saved_tensors
         with torch.no_grad():
-            sums = sum_moments(z, dz, ctx.token_mask, ctx.neuron_dim)
-        return dz, deliver(ctx.moments, sums), None, None
+            sums = sum_neurons(z, dz, ctx.token_mask, ctx.neuron_dim)
+        return dz, deliver(ctx.neuron_sums, sums), None, None
 
 
-def sum_moments(z: Tensor, dz: Tensor, token_mask: Tensor | None = None, neuron_dim: int = -1) -> Tensor:
-    """[ROWS, N] float32: the sums over counted tokens of |z|, |dz|, |z dz|, z, z^2 and 1.
+def sum_neurons(z: Tensor, dz: Tensor, token_mask: Tensor | None = None, neuron_dim: int = -1) -> Tensor:
+    """[ROWS, N] float32: the sums over counted tokens of |z|, |dz|, z and 1.
 
     Args:
-        z, dz: neuron outputs and the loss gradient with respect to them; see `record_moments` for the rest.
+        z, dz: neuron outputs and the loss gradient with respect to them; see `record_neuron_sums` for the rest.
     """
     counted = None if token_mask is None else token_mask.unsqueeze(neuron_dim)
     if neuron_dim == -1:
@@ -148,13 +170,10 @@ def _sum_part(z: Tensor, dz: Tensor, counted: Tensor | None, neuron_dim: int) ->
     count = torch.ones((), device=z.device) * (z.numel() // max(1, z.shape[neuron_dim]))
     if counted is not None:  # selected, not multiplied: what is not counted may be NaN
         z, dz, count = torch.where(counted, z, 0.0), torch.where(counted, dz, 0.0), counted.sum()
-    magnitude, gradient_magnitude = z.abs(), dz.abs()
     sums = {
-        ABS_OUTPUT: magnitude.sum(tokens),
-        ABS_OUTPUT_GRADIENT: gradient_magnitude.sum(tokens),
-        ABS_PRODUCT: (magnitude * gradient_magnitude).sum(tokens),
+        ABS_OUTPUT: z.abs().sum(tokens),
+        ABS_OUTPUT_GRADIENT: dz.abs().sum(tokens),
         OUTPUT: z.sum(tokens),
-        OUTPUT_SQUARED: (z * z).sum(tokens),
         TOKENS: count.expand(z.shape[neuron_dim]),
     }
     return torch.stack([sums[row] for row in range(ROWS)])
