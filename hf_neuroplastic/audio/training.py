@@ -132,7 +132,11 @@ def fine_tune(
     config = settings.dropin if dropin_name else WATCH_ONLY
     dropin = None
     if watched:
-        dropin = DropIn(model, config) if checkpoint is None else resume_dropin(model, checkpoint, config)
+        dropin = (
+            DropIn(model, config, total_steps="trainer")
+            if checkpoint is None
+            else resume_dropin(model, checkpoint, config, total_steps="trainer")
+        )
     optimizer = OPTIMIZERS[optimizer_name](
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,

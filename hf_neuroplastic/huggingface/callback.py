@@ -70,9 +70,9 @@ class DropInCallback(TrainerCallback):
         if self.dropin is None and model is not None:
             self._resumed = self._named_folder(args)
             if self._resumed is None:
-                self.dropin = DropIn(model, self.config)
+                self.dropin = DropIn(model, self.config, total_steps="trainer")
             else:
-                self.dropin = resume_dropin(model, self._resumed, self.config)
+                self.dropin = resume_dropin(model, self._resumed, self.config, total_steps="trainer")
 
     def on_train_begin(self, args, state, control, model: nn.Module | None = None, optimizer=None, **kwargs):
         if self.dropin is None or not self.dropin.watches(model):

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -24,7 +24,7 @@ from ..neurons.dropin import DropIn
 
 TENSOR_FILE = "neuroplastic.safetensors"
 INDEX_FILE = "neuroplastic.json"
-FORMAT = 1
+FORMAT = 2  # 1 kept two more averages per neuron, and other names of settings
 
 
 class SideFileError(ValueError):
@@ -71,7 +71,7 @@ def resume_dropin(
     folder: str | os.PathLike[str],
     config: DropInConfig | None = None,
     *,
-    total_steps: int | None = None,
+    total_steps: int | Literal["trainer"] | None = None,
 ) -> DropIn:
     """A DropIn on `model` that goes on where the one saved in `folder` was.
 
@@ -182,9 +182,8 @@ def _read_index(path: Path) -> dict[str, Any]:
                 f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"
             )
     if index["format"] != FORMAT:
-        raise SideFileError(
-            f"{path} has format {index['format']!r}, this version reads {FORMAT}; upgrade hf-neuroplastic"
-        )
+        fix = "upgrade hf-neuroplastic" if index["format"] > FORMAT else "train anew, or pass resume_from=False"
+        raise SideFileError(f"{path} has format {index['format']!r}, this version reads {FORMAT}; {fix}")
     return index
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ from .operate.synaptic_scaling import refuse_half_precision, scale_synapses
 from .operate.widths import fit_widths, refuse_other_widths
 from .sites import Site, require_abilities, require_whole_site, select_sites
 
+logger = logging.getLogger(__name__)
+
 
 class DropIn:
     """Neuron-level plasticity for the feed-forward layers of `model`.
@@ -44,9 +48,9 @@ class DropIn:
             in a torch.nn.Sequential, or with a GRU that `config.recurrent` names; before it is wrapped for distributed
             training.
         config: what to do; DropInConfig() by default.
-        total_steps: optimizer steps of the whole training. Without them a `config.stop` given as a share of training, as the
-            default is, means no stop, which a log line says once; a share as `config.start`, and `config.extra_neurons`,
-            need them.
+        total_steps: optimizer steps of the whole training, or "trainer" where DropInCallback will know them. Without them a
+            `config.stop` that is a share of training, as the default is, means no stop, which a log line says once; a
+            share as `config.start`, and `config.extra_neurons`, need them.
         state: the `state_dict` of a run that is to go on. The model, be it the one that run started with or one loaded from
             its checkpoint, then gets the widths of that run and no more.
 
@@ -57,7 +61,8 @@ class DropIn:
         events: how often decisions were carried out; every event draws other random numbers.
 
     Raises:
-        ValueError: no site matches (see select_sites), or a state of other sites or of narrower ones.
+        ValueError: no site matches (see select_sites), a configuration that needs `total_steps`, or a state of other sites or
+            of narrower ones.
         RuntimeError: the model is patched already.
     """
 
@@ -66,13 +71,13 @@ class DropIn:
         model: nn.Module,
         config: DropInConfig | None = None,
         *,
-        total_steps: int | None = None,
+        total_steps: int | Literal["trainer"] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         if config is not None and not isinstance(config, DropInConfig):
             raise TypeError(f"config must be a DropInConfig, got {type(config).__name__}; write DropInConfig(...)")
         self.config = config or DropInConfig()
-        self.total_steps = _checked_total_steps(total_steps)
+        self.total_steps = _checked_total_steps(total_steps, self.config)
         sites = select_sites(model, self.config.layers, self.config.recurrent)
         require_abilities(sites, self.config)
         if state is None:
@@ -165,7 +170,7 @@ class DropIn:
             RuntimeError: the model is not patched any more.
             TypeError: no torch optimizer, one whose state cannot be reset or whose steps cannot be scaled per neuron, or
                 sharded weights; the model is unchanged then.
-            ValueError: a configuration that needs `total_steps`, and none; or an optimizer of another model.
+            ValueError: an optimizer of another model, or `total_steps` that were left to a DropInCallback.
         """
         if not self.patched:
             raise RuntimeError("this DropIn was unpatched and sees no neurons; make a new DropIn(model)")
@@ -177,6 +182,10 @@ class DropIn:
             require_whole_site(site)
         if self.config.synaptic_lr > 0:
             refuse_half_precision(self.sites)
+        if self.total_steps is None and isinstance(self.config.stop, float) and self.config.max_fraction > 0:
+            _say_once(
+                f"stop={self.config.stop} is a share of a training of unknown length: neurons are replaced to its end"
+            )
         due = is_due(self.step_count + 1, self.config, self.total_steps) and self.config.max_fraction > 0
         targets = scheduled_widths(self.config, self.watched, self.step_count + 1, self.total_steps)
         if inner is not None or self._factors.optimizer is None:
@@ -275,10 +284,27 @@ class DropIn:
                 known.replaced = known.replaced.to(mask.device, non_blocking=True) + mask.sum()
 
 
-def _checked_total_steps(total_steps: Any) -> int | None:
+def _checked_total_steps(total_steps: Any, config: DropInConfig) -> int | None:
+    if total_steps == "trainer":
+        return None
     if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
-        raise ValueError(f"total_steps must be an int of at least 1, or None if it is not known, got {total_steps!r}")
+        raise ValueError(
+            f'total_steps must be an int of at least 1, "trainer", or None if it is not known, got {total_steps!r}'
+        )
+    needs = "extra_neurons" if config.extra_neurons is not None else f"start={config.start}"
+    if total_steps is None and (
+        config.extra_neurons is not None or (isinstance(config.start, float) and config.start > 0)
+    ):
+        raise ValueError(
+            f"{needs} follows the progress of training: pass DropIn(..., total_steps=...), the number of optimizer steps; "
+            f'under Trainer give the configuration to DropInCallback, or pass total_steps="trainer"'
+        )
     return total_steps
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning("%s; pass DropIn(..., total_steps=...)", message)
 
 
 def unpatch(model: nn.Module) -> None:

@@ -98,6 +98,7 @@ def test_damage_is_refused_and_nothing_is_restored(tmp_path, name, damage):
     ("change", "words"),
     [
         ({"format": 99}, "format 99.*upgrade"),
+        ({"format": 1}, "format 1, this version reads 2; train anew.*resume_from=False"),
         ({"sites": None}, "damaged: 'sites' must be of type dict"),
         ({"step_count": "x"}, "damaged: 'step_count' must be of type int"),
         ({"sites": {"elsewhere": {"width": 3}}}, "another model, width or selection of layers"),

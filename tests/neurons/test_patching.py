@@ -63,12 +63,25 @@ def test_errors(arguments, error, words):
         DropIn(*arguments)
 
 
-def test_a_shared_step_needs_the_length_of_training():
-    model = tiny_mlp()
-    dropin = DropIn(model)
-    with pytest.raises(ValueError, match=r"stop=0\.75.*total_steps"):
+def test_without_a_length_the_default_configuration_never_stops_and_says_so_once(caplog):
+    dropin = DropIn(tiny_mlp())
+    for _ in range(3):
         dropin.step()
+    said = [record.getMessage() for record in caplog.records if "stop=0.75" in record.getMessage()]
     DropIn(tiny_mlp(), total_steps=10).step()
+    assert len(said) == 1
+    assert "total_steps" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "setting"), [(DropInConfig(start=0.5), "start=0.5"), (DropInConfig.dropin(3), "extra_neurons")]
+)
+def test_what_needs_the_length_of_training_is_refused_before_the_model_changes(config, setting):
+    model = tiny_model("ast")
+    with pytest.raises(ValueError, match=rf"{setting} follows .*total_steps.*DropInCallback"):
+        DropIn(model, config)
+    assert model.config.intermediate_size == tiny_model("ast").config.intermediate_size
+    assert DropIn(model, config, total_steps="trainer").total_steps is None
 
 
 def test_a_silenced_neuron_that_would_go_on_learning_is_refused():

@@ -85,12 +85,14 @@ def scheduled_widths(
     """Per site, how many neurons should be active after this step; empty if nothing is to be done about it.
 
     Raises:
-        ValueError: a schedule of widths, but no `total_steps`.
+        ValueError: a schedule of widths, but no `total_steps` yet.
     """
     if config.extra_neurons is None:
         return []
     if total_steps is None:
-        raise ValueError("extra_neurons follows the progress of training: pass DropIn(..., total_steps=...)")
+        raise ValueError(
+            "total_steps was left to a DropInCallback, which has not seen training begin: pass the DropIn to one"
+        )
     if step % config.interval and step != total_steps:
         return []
     progress = min(1.0, step / total_steps)
@@ -110,24 +112,13 @@ def slots_needed(config: DropInConfig, start: int) -> int:
 def is_due(step: int, config: DropInConfig, total_steps: int | None) -> bool:
     """Whether neurons may be replaced after optimizer step number `step` (the first is 1).
 
-    Raises:
-        ValueError: a start given as a share of training, but no `total_steps`. A stop given so is none then.
+    Without `total_steps`, a share of training is no bound: at once for `start`, never for `stop`.
     """
-    start, stop = config.start, math.inf if config.stop is None else config.stop
-    if isinstance(start, float):
-        start = _in_steps(start, total_steps)
-    if isinstance(stop, float) and config.stop is not None:
-        stop = math.inf if total_steps is None else stop * total_steps
+    start = config.start if isinstance(config.start, int) else config.start * (total_steps or 0)
+    stop = math.inf if config.stop is None else config.stop
+    if isinstance(config.stop, float):
+        stop = config.stop * (total_steps or math.inf)
     return start <= step < stop and step % config.interval == 0
-
-
-def _in_steps(start: float, total_steps: int | None) -> float:
-    if total_steps is None and start > 0:
-        raise ValueError(
-            f"start={start} is a share of the whole training, whose length is not known; pass DropIn(..., total_steps=...) or "
-            f"give start in steps as an int"
-        )
-    return start * (total_steps or 0)
 
 
 def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: DropInConfig) -> Decision:

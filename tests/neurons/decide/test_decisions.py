@@ -85,9 +85,10 @@ def test_schedule(settings, total, due):
     assert [step for step in range(1, 13) if is_due(step, DropInConfig(**settings), total)] == due
 
 
-def test_a_share_of_an_unknown_length_is_an_error():
-    with pytest.raises(ValueError, match=r"stop=0.75.*total_steps.*int"):
-        is_due(1, DropInConfig(), None)
+def test_a_stop_as_a_share_of_an_unknown_length_is_no_stop():
+    config = DropInConfig(interval=10)
+    assert all(is_due(step, config, None) for step in (10, 10**6))
+    assert not is_due(10**6, config, 10**6)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
