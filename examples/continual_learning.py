@@ -38,9 +38,14 @@ METHODS = {
 def network() -> nn.Sequential:
     """Three hidden layers: two of them are sites whose outgoing weights feed a further hidden layer."""
     return nn.Sequential(
-        nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+        nn.Linear(INPUTS, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
         nn.Linear(HIDDEN, CLASSES),
-    )  # fmt: skip
+    )
 
 
 def effective_rank(features: torch.Tensor) -> float:

@@ -38,14 +38,19 @@ def main() -> None:
     trainer = Trainer(
         model,
         TrainingArguments(
-            arguments.output, max_steps=arguments.steps, per_device_train_batch_size=8, remove_unused_columns=False,
-            save_steps=arguments.steps, logging_steps=max(1, arguments.steps // 20), report_to=[],
+            arguments.output,
+            max_steps=arguments.steps,
+            per_device_train_batch_size=8,
+            remove_unused_columns=False,
+            save_steps=arguments.steps,
+            logging_steps=max(1, arguments.steps // 20),
+            report_to=[],
         ),
         data_collator=AudioCollator(AutoFeatureExtractor.from_pretrained(arguments.model), max_seconds=4.0),
         train_dataset=train,
         optimizers=(optimizer, None),
         callbacks=[callback],
-    )  # fmt: skip
+    )
     callback.attach(trainer)  # sends neuron statistics to every logging integration
     trainer.train(resume_from_checkpoint=arguments.resume)
 

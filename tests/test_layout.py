@@ -100,11 +100,13 @@ def test_the_kernel_package_stands_alone(path):
         name.split(".")[0]
         for node in tree
         for name in (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import)
-            else [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom) and not node.level
             else []
         )
-    }  # fmt: skip
+    }
     assert outside <= {"torch", "triton"} | sys.stdlib_module_names
 
 

@@ -46,13 +46,24 @@ def test_loss_falls_neurons_are_reborn_and_the_checkpoint_is_stock(tmp_path, dev
     model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**shape, num_labels=2))
     dropin = DropIn(model, CONFIG, total_steps=200)
     settings = TrainingArguments(
-        str(tmp_path), max_steps=200, per_device_train_batch_size=8, logging_steps=10, save_steps=200, bf16=bf16,
-        use_cpu=device == "cpu", warmup_steps=20, report_to=[], disable_tqdm=True,
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=200,
+        per_device_train_batch_size=8,
+        logging_steps=10,
+        save_steps=200,
+        bf16=bf16,
+        use_cpu=device == "cpu",
+        warmup_steps=20,
+        report_to=[],
+        disable_tqdm=True,
+    )
     trainer = Trainer(
-        model, settings, train_dataset=Tones(64, length), callbacks=[DropInCallback(dropin)],
+        model,
+        settings,
+        train_dataset=Tones(64, length),
+        callbacks=[DropInCallback(dropin)],
         optimizers=(NeuroPlastic(model.parameters(), lr=1e-4 if device == "cuda" else 3e-3), None),
-    )  # fmt: skip
+    )
     trainer.train()
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

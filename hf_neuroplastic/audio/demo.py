@@ -78,22 +78,47 @@ def save_small_model(kind: str, folder: Path, seed: int) -> None:
     labels = label_settings()
     set_seed(seed)
     # initializer_range: with transformers' default of .02 models this small often do not start to learn.
-    common = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256,
-              "initializer_range": 0.1, **labels}  # fmt: skip
+    common = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "initializer_range": 0.1,
+        **labels,
+    }
     if kind == "wav2vec2":
         speech = Wav2Vec2Config(
-            conv_dim=(32, 32, 48, 48, 64), conv_stride=(5, 4, 4, 2, 2), conv_kernel=(10, 8, 8, 4, 4), conv_bias=True,
-            feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-            classifier_proj_size=64, apply_spec_augment=False, layerdrop=0.0, hidden_dropout=0.05, activation_dropout=0.05,
-            attention_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, **common,
-        )  # fmt: skip
+            conv_dim=(32, 32, 48, 48, 64),
+            conv_stride=(5, 4, 4, 2, 2),
+            conv_kernel=(10, 8, 8, 4, 4),
+            conv_bias=True,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+            classifier_proj_size=64,
+            apply_spec_augment=False,
+            layerdrop=0.0,
+            hidden_dropout=0.05,
+            activation_dropout=0.05,
+            attention_dropout=0.0,
+            feat_proj_dropout=0.0,
+            final_dropout=0.0,
+            **common,
+        )
         model: Any = Wav2Vec2ForSequenceClassification(speech)
         extractor: Any = Wav2Vec2FeatureExtractor(return_attention_mask=True)
     elif kind == "ast":
         patches = ASTConfig(
-            num_mel_bins=64, max_length=128, patch_size=16, frequency_stride=16, time_stride=16, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, **common,
-        )  # fmt: skip
+            num_mel_bins=64,
+            max_length=128,
+            patch_size=16,
+            frequency_stride=16,
+            time_stride=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **common,
+        )
         model = ASTForAudioClassification(patches)
         extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128, mean=-5.2, std=1.8)
     else:

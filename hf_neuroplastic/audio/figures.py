@@ -36,9 +36,12 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
         set_ticks(norm.ppf(TICKS), [f"{100 * tick:g}" for tick in TICKS])
         axis.grid(alpha=0.3)
     det.set(
-        xlim=limits, ylim=limits, xlabel="false acceptance of spoofed speech (%)", ylabel="false rejection of bona fide (%)",
+        xlim=limits,
+        ylim=limits,
+        xlabel="false acceptance of spoofed speech (%)",
+        ylabel="false rejection of bona fide (%)",
         title="Detection error trade-off",
-    )  # fmt: skip
+    )
     weak.set(xlabel="step", ylabel="neurons (%)", title="Contribution below 10 % of the layer's mean", ylim=0)
     replaced.set(xlabel="step", ylabel="neurons", title="Replaced so far", ylim=0)
     for axes in (det, weak, replaced):

@@ -82,10 +82,14 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What results.json holds of a run."""
         return {
-            "name": self.name, "eer": self.eer, "seconds": round(self.seconds, 2),
-            "neurons_replaced": self.neurons_replaced, "train_loss": self.train_loss, "trials": len(self.scores),
+            "name": self.name,
+            "eer": self.eer,
+            "seconds": round(self.seconds, 2),
+            "neurons_replaced": self.neurons_replaced,
+            "train_loss": self.train_loss,
+            "trials": len(self.scores),
             "health": self.health,
-        }  # fmt: skip
+        }
 
 
 def fine_tune(

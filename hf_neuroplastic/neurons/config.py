@@ -172,10 +172,21 @@ class DropInConfig:
         relative criteria of the default configuration are the ones to use.
         """
         settings: dict[str, Any] = {
-            "threshold": 0.01, "relative": False, "statistics_decay": 0.0, "interval": 1, "stop": None, "maturity": 0,
-            "max_fraction": 1.0, "max_neuron_age": 1000, "init": "normal", "init_std": 0.01, "outgoing": "keep",
-            "synaptic_lr": 0.01, "homeostatic_target": 0.5, "scale_range": (0.1, 2.0),
-        }  # fmt: skip
+            "threshold": 0.01,
+            "relative": False,
+            "statistics_decay": 0.0,
+            "interval": 1,
+            "stop": None,
+            "maturity": 0,
+            "max_fraction": 1.0,
+            "max_neuron_age": 1000,
+            "init": "normal",
+            "init_std": 0.01,
+            "outgoing": "keep",
+            "synaptic_lr": 0.01,
+            "homeostatic_target": 0.5,
+            "scale_range": (0.1, 2.0),
+        }
         return cls(**(settings | changes))
 
     @classmethod
@@ -210,9 +221,14 @@ class DropInConfig:
         """Recycling dormant neurons (ReDo, arXiv 2302.12902): every 1000 steps, all neurons of at most .025 of their layer's
         mean activity, with fresh incoming and zero outgoing weights. Averages the activity where ReDo takes one batch."""
         settings: dict[str, Any] = {
-            "criterion": "dormant", "threshold": 0.025, "interval": 1000, "maturity": 0, "max_fraction": 1.0,
-            "init": "fan_in", "stop": None,
-        }  # fmt: skip
+            "criterion": "dormant",
+            "threshold": 0.025,
+            "interval": 1000,
+            "maturity": 0,
+            "max_fraction": 1.0,
+            "init": "fan_in",
+            "stop": None,
+        }
         return cls(**(settings | changes))
 
     @classmethod
@@ -222,9 +238,15 @@ class DropInConfig:
         check_number("rate", rate, 0.0, 1.0)
         check_int("interval", interval, 1)
         settings: dict[str, Any] = {
-            "criterion": "utility", "threshold": math.inf, "relative": False, "interval": interval, "maturity": 100,
-            "max_fraction": min(1.0, rate * interval), "init": "fan_in", "stop": None,
-        }  # fmt: skip
+            "criterion": "utility",
+            "threshold": math.inf,
+            "relative": False,
+            "interval": interval,
+            "maturity": 100,
+            "max_fraction": min(1.0, rate * interval),
+            "init": "fan_in",
+            "stop": None,
+        }
         return cls(**(settings | changes))
 
     @classmethod

@@ -36,9 +36,16 @@ def site(index: int, share: float, state: str, device: str) -> NeuronTensors:
         for fill in FILLS[state]
     )
     return NeuronTensors(
-        ups=(Incoming(up, up_bias),), down_weight=down, down_bias=down_bias, mask=mask, survivors=~mask,
-        mean_output=torch.zeros(NEURONS, device=device), donors=None, state=slices, site=index,
-    )  # fmt: skip
+        ups=(Incoming(up, up_bias),),
+        down_weight=down,
+        down_bias=down_bias,
+        mask=mask,
+        survivors=~mask,
+        mean_output=torch.zeros(NEURONS, device=device),
+        donors=None,
+        state=slices,
+        site=index,
+    )
 
 
 def touched_bytes(tensors: NeuronTensors, init: str) -> int:

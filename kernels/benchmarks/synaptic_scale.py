@@ -20,9 +20,18 @@ def measure(target: float | str, device: str, rounds: int) -> list[dict[str, Any
 
     def step(backend: str) -> None:
         synaptic_scale(
-            weights, firsts, scale, average, weight, active, rate=RATE, target=target, scale_range=SCALE_RANGE,
-            workspace=workspace, backend=backend,
-        )  # fmt: skip
+            weights,
+            firsts,
+            scale,
+            average,
+            weight,
+            active,
+            rate=RATE,
+            target=target,
+            scale_range=SCALE_RANGE,
+            workspace=workspace,
+            backend=backend,
+        )
 
     case = {
         "operation": "synaptic_scale",

@@ -137,24 +137,46 @@ ERRORS = [
     ("no data", ["train", "--model", "{model}", "--data", "{tmp}/none", "--output", "{tmp}/o"], ["none"]),
     ("no model", ["train", "--model", "{tmp}/nothing", "--data", "{corpus}", "--output", "{tmp}/o"], ["nothing"]),
     ("output taken", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{model}"], ["--output"]),
-    ("wrong layout", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "folder", "--output", "{tmp}/o"],
-     ["label"]),
+    (
+        "wrong layout",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--format", "folder", "--output", "{tmp}/o"],
+        ["label"],
+    ),
     ("corrupt audio", ["train", "--model", "{model}", "--data", "{broken}", "--output", "{tmp}/o"], [".flac"]),
-    ("bad rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "0", "--output", "{tmp}/o"],
-     ["learning_rate", "0"]),
-    ("absurd rate", ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "1e300", "--output", "{tmp}/o"],
-     ["learning_rate", "1e+300", "at most 1"]),
-    ("bad format", ["train", "--model", "{model}", "--data", "{corpus}", "--format", "wav", "--output", "{tmp}/o"],
-     ["asvspoof2019", "folder"]),
-    ("bad method", ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
-     ["neuroplastic+dropin"]),
+    (
+        "bad rate",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "0", "--output", "{tmp}/o"],
+        ["learning_rate", "0"],
+    ),
+    (
+        "absurd rate",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--learning-rate", "1e300", "--output", "{tmp}/o"],
+        ["learning_rate", "1e+300", "at most 1"],
+    ),
+    (
+        "bad format",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--format", "wav", "--output", "{tmp}/o"],
+        ["asvspoof2019", "folder"],
+    ),
+    (
+        "bad method",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--method", "sgd", "--output", "{tmp}/o"],
+        ["neuroplastic+dropin"],
+    ),
     ("unknown demo model", ["demo", "--model", "whisper", "--output", "{tmp}/o"], ["wav2vec2", "ast"]),
-    ("markup in a path", ["train", "--model", "{model}", "--data", "{tmp}/x[/raw]y", "--output", "{tmp}/o"], ["x[/raw]y"]),
-    ("nothing to resume", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
-     ["no whole checkpoint"]),
+    (
+        "markup in a path",
+        ["train", "--model", "{model}", "--data", "{tmp}/x[/raw]y", "--output", "{tmp}/o"],
+        ["x[/raw]y"],
+    ),
+    (
+        "nothing to resume",
+        ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
+        ["no whole checkpoint"],
+    ),
     ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
     ("inspect nothing", ["inspect", "{tmp}/nothing"], ["nothing"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
@@ -176,7 +198,7 @@ def test_what_the_user_can_put_right_is_one_line(error, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise error("first line\nsecond [line]")
 
-    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    monkeypatch.setattr("hf_neuroplastic.cli.demo.run_demo", fail)
     result = _run("demo", "--output", tmp_path / "o")
     assert result.exit_code == 2
     assert result.output.strip().splitlines()[-1] == "error: first line second [line]"
@@ -189,7 +211,7 @@ def test_anything_else_is_a_bug_and_shows_where(error, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise error("a bug")
 
-    monkeypatch.setattr("hf_neuroplastic.cli.run_demo", fail)
+    monkeypatch.setattr("hf_neuroplastic.cli.demo.run_demo", fail)
     result = _run("demo", "--output", tmp_path / "o")
     assert result.exit_code == 1
     assert isinstance(result.exception, error)

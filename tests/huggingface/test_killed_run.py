@@ -79,13 +79,26 @@ def test_the_best_model_is_loaded_at_the_end(family, tmp_path):
 
     model = tiny_model(family)
     arguments = TrainingArguments(
-        str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=6, save_steps=2, eval_steps=2,
-        eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss", per_device_train_batch_size=4,
-    )  # fmt: skip
+        str(tmp_path),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        max_steps=6,
+        save_steps=2,
+        eval_steps=2,
+        eval_strategy="steps",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        per_device_train_batch_size=4,
+    )
     trainer = Trainer(
-        model, arguments, train_dataset=Samples(family), eval_dataset=Samples(family), callbacks=[DropInCallback(GROWING)],
+        model,
+        arguments,
+        train_dataset=Samples(family),
+        eval_dataset=Samples(family),
+        callbacks=[DropInCallback(GROWING)],
         optimizers=(NeuroPlastic(model.parameters(), lr=1e-2), None),
-    )  # fmt: skip
+    )
     trainer.train()
     best = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), best.parameters(), strict=True))

@@ -28,9 +28,13 @@ def kernel_folder(tmp_path):
         'def add_op_namespace_prefix(name):\n    return f"_neuroplastic_kernels_built::{name}"\n'
     )
     metadata = {
-        "id": "_neuroplastic_kernels_built", "name": "neuroplastic-kernels", "version": 1, "license": "Apache-2.0",
-        "backend": {"type": "cpu"}, "python-depends": [],
-    }  # fmt: skip
+        "id": "_neuroplastic_kernels_built",
+        "name": "neuroplastic-kernels",
+        "version": 1,
+        "license": "Apache-2.0",
+        "backend": {"type": "cpu"},
+        "python-depends": [],
+    }
     (folder / "metadata.json").write_text(json.dumps(metadata))
     return folder
 

@@ -34,9 +34,12 @@ def _plasticity_step(draw, device):
     dtypes = [draw.choice(list(TOLERANCE)) for _ in range(draw.randint(1, 5))]
     shapes = [(_size(draw, 6), _size(draw, 7)) for _ in dtypes]
     options = {
-        "lr": 0.01, "base": draw.choice(("gradient", "adamw", "momentum")), "betas": (0.9, 0.99),
-        "weight_decay": draw.choice((0.0, 0.1)), "max_grad_norm": draw.choice((None, 1.0)),
-    }  # fmt: skip
+        "lr": 0.01,
+        "base": draw.choice(("gradient", "adamw", "momentum")),
+        "betas": (0.9, 0.99),
+        "weight_decay": draw.choice((0.0, 0.1)),
+        "max_grad_norm": draw.choice((None, 1.0)),
+    }
     params = [torch.randn(shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     gradients = [[torch.randn(p.shape).to(p.dtype) for p in params] for _ in range(2)]
 

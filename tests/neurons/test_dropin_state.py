@@ -14,9 +14,14 @@ def test_state_dict_continues_a_run_bit_for_bit(observe_every):
     def make():
         model = tiny_model("ast")
         config = DropInConfig(
-            interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None, synaptic_lr=0.01,
+            interval=2,
+            maturity=1,
+            max_fraction=0.1,
+            threshold=float("inf"),
+            stop=None,
+            synaptic_lr=0.01,
             observe_every=observe_every,
-        )  # fmt: skip
+        )
         return model, DropIn(model, config), torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     batches = [tiny_batch("ast", seed=seed) for seed in range(8)]

@@ -60,9 +60,18 @@ def main() -> None:
         kind |= {"CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block, "READ_TRACES": not eight_bit}
         for kernel in (squares_kernel, signals_kernel, update_kernel, apply_kernel):
             ptx = compile_kernel(
-                kernel, capability, kind, fields=table, owners=table, partials=partials, sums=partials, chunks=3,
-                start_chunk=0, rule=rule, seed=1,
-            )  # fmt: skip
+                kernel,
+                capability,
+                kind,
+                fields=table,
+                owners=table,
+                partials=partials,
+                sums=partials,
+                chunks=3,
+                start_chunk=0,
+                rule=rule,
+                seed=1,
+            )
             print(kernel.__name__, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v[24]", ptx)))
 
 

@@ -17,8 +17,11 @@ squares_module = importlib.import_module("neuroplastic_kernels.plasticity_step.f
 BASES = ("gradient", "adamw", "momentum")
 SIZES = ((3, 5), (70,), (1,), (0,), (17000,))  # the last takes two chunks, the second cut short
 TOLERANCE = {  # of the largest element: sums are added in another order, and half precision may differ by its last digit
-    torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10,
-}  # fmt: skip
+    torch.float64: 1e-12,
+    torch.float32: 5e-6,
+    torch.bfloat16: 2.0**-7,
+    torch.float16: 2.0**-10,
+}
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,9 +48,18 @@ class Problem:
 
     def step(self, backend, gradients, *, base="adamw", lr=0.01, betas=(0.9, 0.999), **options):
         plasticity_step(
-            self.params, gradients, *self.state, self.steps, scales=self.scales, backend=backend, lr=lr, base=base,
-            betas=betas, workspace=self.workspace, **options,
-        )  # fmt: skip
+            self.params,
+            gradients,
+            *self.state,
+            self.steps,
+            scales=self.scales,
+            backend=backend,
+            lr=lr,
+            base=base,
+            betas=betas,
+            workspace=self.workspace,
+            **options,
+        )
 
     def run(self, backend, steps=3, **options):
         for _ in range(steps):

@@ -32,9 +32,16 @@ def _convolutions() -> nn.Module:
 
 def _normalised() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout2d(0.0),
-        nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 4, 1), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.0),
+        nn.Conv2d(8, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.SiLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.Flatten(),
+    )
 
 
 def _chain() -> nn.Module:

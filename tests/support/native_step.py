@@ -43,8 +43,9 @@ class Lists:
 
     def step(self, seed, without=()):
         grads = [None if k in without else draw(p.shape, p.dtype, seed) for k, p in enumerate(self.params)]
-        plasticity_step(self.params, grads, *self.states, self.steps, compile=True, workspace=self.workspace,
-                        **self.options)  # fmt: skip
+        plasticity_step(
+            self.params, grads, *self.states, self.steps, compile=True, workspace=self.workspace, **self.options
+        )
 
     def all(self):
         return [self.params, *self.states, self.steps]

@@ -29,13 +29,21 @@ def random_site(mask, *, bias=True, dtype=torch.float32, site=0, n=N, d=D, m=M):
     donors[mask.nonzero().squeeze(1)[:count]] = strongest[:count]
     return NeuronTensors(
         ups=(Incoming(draw(n, d), draw(n) if bias else None),),
-        down_weight=draw(m, n), down_bias=draw(m) if bias else None,
-        mask=mask, survivors=survivors, mean_output=torch.randn(n, generator=generator),
+        down_weight=draw(m, n),
+        down_bias=draw(m) if bias else None,
+        mask=mask,
+        survivors=survivors,
+        mean_output=torch.randn(n, generator=generator),
         donors=donors,
-        state=(StateSlice(draw(n, d), 0, "zero"), StateSlice(draw(n, d).abs(), 0, "mean"), StateSlice(draw(m, n), 1, "zero"),
-               StateSlice(draw(m, n).abs(), 1, "mean"), StateSlice(draw(n).abs(), 0, "mean")),
+        state=(
+            StateSlice(draw(n, d), 0, "zero"),
+            StateSlice(draw(n, d).abs(), 0, "mean"),
+            StateSlice(draw(m, n), 1, "zero"),
+            StateSlice(draw(m, n).abs(), 1, "mean"),
+            StateSlice(draw(n).abs(), 0, "mean"),
+        ),
         site=site,
-    )  # fmt: skip
+    )
 
 
 def gated_site(mask, **options):
@@ -57,9 +65,10 @@ def convolution_site(mask, *, n=N, d=3, m=4, kernel=(3, 2), layout=torch.contigu
     states = [(outgoing, 1, "zero"), (draw(m, n, *kernel).abs(), 1, "mean"), (draw(n, d, *kernel).abs(), 0, "mean")]
     return site._replace(
         ups=(Incoming(draw(n, d, *kernel), site.ups[0].bias),),
-        down_weight=None, down_bias=None,
+        down_weight=None,
+        down_bias=None,
         state=tuple(StateSlice(*state) for state in (*states, (statistics, 0, "mean"))),
-    )  # fmt: skip
+    )
 
 
 def chain(*masks, m=M):

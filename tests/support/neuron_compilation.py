@@ -26,23 +26,53 @@ REBIRTHS = {
 def main() -> None:
     for init, (capability, donors, parts) in REBIRTHS.items():
         compile_kernel(
-            reinit_kernel, capability, {"INIT": init, "PARTS": 128}, items=INT64, first_item=3, masks=INT8,
-            survivors=INT8, mean_outputs=FLOAT, donors=donors, parts=parts, std=0.5, seed=7, event=9,
-        )  # fmt: skip
+            reinit_kernel,
+            capability,
+            {"INIT": init, "PARTS": 128},
+            items=INT64,
+            first_item=3,
+            masks=INT8,
+            survivors=INT8,
+            mean_outputs=FLOAT,
+            donors=donors,
+            parts=parts,
+            std=0.5,
+            seed=7,
+            event=9,
+        )
         print("reinit", init)
     compile_kernel(statistics_kernel, 80, {}, items=INT64, first_item=3, masks=INT8, survivors=INT8, parts=FLOAT)
     print("statistics")
     compile_kernel(
-        scale_kernel, 90, {"RELATIVE": True}, table=INT64, heads=INT64, scale=FLOAT, average=FLOAT, weight=FLOAT,
-        active=INT8, rate=0.1, target=0.5, smallest=0.1, largest=2.0,
-    )  # fmt: skip
+        scale_kernel,
+        90,
+        {"RELATIVE": True},
+        table=INT64,
+        heads=INT64,
+        scale=FLOAT,
+        average=FLOAT,
+        weight=FLOAT,
+        active=INT8,
+        rate=0.1,
+        target=0.5,
+        smallest=0.1,
+        largest=2.0,
+    )
     print("scale")
     layer = {"h": HALF, "bias": HALF, "seed": INT64, "tokens": 3, "width": 3, "rate": 0.1, "scale": 1.1}
     compile_kernel(forward_kernel, 90, {"ACTIVATION": "gelu", **constants_of(FORWARD_TILE)}, z=HALF, **layer)
     compile_kernel(
-        backward_kernel, 80, {"ACTIVATION": "gelu", "OBSERVE": True, **constants_of(BACKWARD_TILE)}, dy=HALF,
-        token_mask=INT8, dh=HALF, partials=FLOAT, rows=7, tiles=3, **layer,
-    )  # fmt: skip
+        backward_kernel,
+        80,
+        {"ACTIVATION": "gelu", "OBSERVE": True, **constants_of(BACKWARD_TILE)},
+        dy=HALF,
+        token_mask=INT8,
+        dh=HALF,
+        partials=FLOAT,
+        rows=7,
+        tiles=3,
+        **layer,
+    )
     compile_kernel(sum_kernel, 90, constants_of(SUM_TILE), partials=FLOAT, sums=FLOAT, splits=3, rows=7, width=3)
     print("feed-forward layer")
 

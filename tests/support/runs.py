@@ -30,9 +30,12 @@ def trainer_of(
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], disable_tqdm=True, seed=1, **settings)
     callback = callback or DropInCallback(config)
     trainer = Trainer(
-        model, args, train_dataset=Samples(family), callbacks=[callback],
+        model,
+        args,
+        train_dataset=Samples(family),
+        callbacks=[callback],
         optimizers=(optimizer(model.parameters(), lr=1e-3), None),
-    )  # fmt: skip
+    )
     return trainer, callback
 
 

@@ -39,12 +39,25 @@ from transformers import (
 )
 
 SPEECH = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-    "conv_dim": (8, 8), "conv_kernel": (10, 3), "conv_stride": (10, 4), "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8,
-    "feat_extract_norm": "layer", "mask_time_prob": 0.0, "layerdrop": 0.0,
-    "hidden_dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": (8, 8),
+    "conv_kernel": (10, 3),
+    "conv_stride": (10, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+    "feat_extract_norm": "layer",
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
 SPEECH_MODELS = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2ForSequenceClassification),
     "hubert": (HubertConfig, HubertForSequenceClassification),
@@ -57,9 +70,13 @@ MORE_SPEECH_MODELS = {
     "conformer": (Wav2Vec2ConformerConfig, Wav2Vec2ConformerForSequenceClassification),
 }
 PATCHES = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 FAMILIES = (*SPEECH_MODELS, "ast", "vit")
 GATED_MODELS = {
     "llama": (LlamaConfig, LlamaForSequenceClassification),
@@ -107,11 +124,23 @@ def tiny_model(family: str, **changes) -> nn.Module:
         model = Wav2Vec2BertForSequenceClassification(Wav2Vec2BertConfig(**{**settings, **changes}))
     elif family == "whisper":
         settings = {
-            "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 24, "decoder_ffn_dim": 20, "num_mel_bins": 8, "max_source_positions": 20, "vocab_size": 20,
-            "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 20,
+            "num_mel_bins": 8,
+            "max_source_positions": 20,
+            "vocab_size": 20,
+            "max_target_positions": 16,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
             "dropout": 0.0,
-        }  # fmt: skip
+        }
         model = WhisperForConditionalGeneration(WhisperConfig(**{**settings, **changes}))
     elif family in GATED_MODELS:
         config_class, model_class = GATED_MODELS[family]

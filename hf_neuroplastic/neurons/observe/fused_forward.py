@@ -38,9 +38,15 @@ class FusedForward:
         dropout, training = _probability(site.dropout)
         h = F.linear(hidden_states, site.up.weight)
         z = ffn_activation(
-            h, site.up.bias, self.observer.sums, activation=self.activation, dropout=dropout, training=training,
-            token_mask=self.observer.token_mask(h), backend=self.backend,
-        )  # fmt: skip
+            h,
+            site.up.bias,
+            self.observer.sums,
+            activation=self.activation,
+            dropout=dropout,
+            training=training,
+            token_mask=self.observer.token_mask(h),
+            backend=self.backend,
+        )
         y = site.down(z)
         return y if site.output_dropout is None else site.output_dropout(y)
 

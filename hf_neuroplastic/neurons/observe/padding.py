@@ -64,8 +64,10 @@ class FrameMasks:
         if given and not self._warned and not torch.compiler.is_compiling():
             logger.warning(
                 "attention_mask of shape %s cannot be related to %d frames of %d samples: padded frames are counted",
-                tuple(given[-1].shape), frames, batch,
-            )  # fmt: skip
+                tuple(given[-1].shape),
+                frames,
+                batch,
+            )
             self._warned = True
         return None
 

@@ -213,8 +213,10 @@ def test_compiles_without_a_graph_break_and_the_moments_arrive(compiler, device)
     found = _train(net, torch.compile(net, backend=compiler, fullgraph=True))
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
-    dropping = [_train(net, torch.compile(net, backend=compiler, fullgraph=True)) for net in
-                (_net(device, dropout=0.3), _net(device, dropout=0.3))]  # fmt: skip
+    dropping = [
+        _train(net, torch.compile(net, backend=compiler, fullgraph=True))
+        for net in (_net(device, dropout=0.3), _net(device, dropout=0.3))
+    ]
     for actual, wanted in zip(*dropping, strict=True):
         assert torch.equal(actual, wanted)
 

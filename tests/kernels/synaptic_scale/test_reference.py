@@ -69,9 +69,13 @@ def test_the_layer_target_is_the_mean_of_the_neurons_that_count():
     activity = torch.tensor([1.0, 3.0, 100.0, 100.0])
     weight, scale = torch.ones(4, 2), torch.ones(4)
     _step(
-        weight, scale, activity, target="layer",
-        observed=torch.tensor([0.5, 1.0, 0.0, 1.0]), active=torch.tensor([True, True, True, False]),
-    )  # fmt: skip
+        weight,
+        scale,
+        activity,
+        target="layer",
+        observed=torch.tensor([0.5, 1.0, 0.0, 1.0]),
+        active=torch.tensor([True, True, True, False]),
+    )
     torch.testing.assert_close(scale, torch.tensor([1 + 0.1 * (2 - 1) / 2, 1 + 0.1 * (2 - 3) / 2, 1.0, 1.0]))
 
 

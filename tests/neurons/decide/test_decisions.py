@@ -105,9 +105,11 @@ def test_what_each_criterion_measures():
     site, statistics = find_sites(tiny_mlp())[0], _statistics()
     activity, gradient = statistics.activity, statistics.gradient
     expected = {
-        "contribution": activity * gradient, "dormant": activity, "gradient": gradient,
+        "contribution": activity * gradient,
+        "dormant": activity,
+        "gradient": gradient,
         "utility": activity * site.down.weight.abs().sum(0),
-    }  # fmt: skip
+    }
     for criterion, value in expected.items():
         torch.testing.assert_close(score(criterion, site, statistics, relative=False), value.detach())
 

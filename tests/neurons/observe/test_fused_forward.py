@@ -131,9 +131,15 @@ def test_a_whole_run_decides_and_replaces_as_the_reference_does(init):
     def run(backend):
         model = tiny_model("wav2vec2").to(DEVICE)
         config = DropInConfig(
-            backend=backend, interval=2, maturity=1, max_fraction=0.1, threshold=float("inf"), stop=None,
-            synaptic_lr=0.01, init=init,
-        )  # fmt: skip
+            backend=backend,
+            interval=2,
+            maturity=1,
+            max_fraction=0.1,
+            threshold=float("inf"),
+            stop=None,
+            synaptic_lr=0.01,
+            init=init,
+        )
         dropin = DropIn(model, config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for seed in range(4):

@@ -85,9 +85,11 @@ def test_moments_are_the_sums_over_tokens(kind):
     for site, (seen,), sums in zip(dropin.sites, outputs, _sums(dropin), strict=True):
         z, dz = (t.movedim(site.neuron_dim, -1).reshape(-1, site.width) for t in (seen.detach(), seen.grad))
         expected = {
-            ABS_OUTPUT: z.abs(), ABS_OUTPUT_GRADIENT: dz.abs(),
-            OUTPUT: z, TOKENS: torch.ones_like(z),
-        }  # fmt: skip
+            ABS_OUTPUT: z.abs(),
+            ABS_OUTPUT_GRADIENT: dz.abs(),
+            OUTPUT: z,
+            TOKENS: torch.ones_like(z),
+        }
         for row, value in expected.items():
             torch.testing.assert_close(sums[row], value.sum(0), rtol=1e-4, atol=1e-7)
 
@@ -138,9 +140,11 @@ def test_a_head_on_a_grus_last_state_sees_what_one_on_its_last_output_sees(layou
     torch.manual_seed(1)
     x, lengths = torch.randn(3, 6, 4), torch.tensor([4, 6, 2])
     inputs = {
-        "batch_first": x, "time_first": x.transpose(0, 1), "unbatched": x[0],
+        "batch_first": x,
+        "time_first": x.transpose(0, 1),
+        "unbatched": x[0],
         "packed": pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False),
-    }[layout]  # fmt: skip
+    }[layout]
 
     def sums(by_state):
         model = Tagger(layout)

@@ -64,11 +64,21 @@ REFUSALS = [
     (_gru, NAMED | {"extra_neurons": Cosine(0.1, 0.5, 0.0, -0.5)}, ValueError, ["extra_neurons", "GRU"]),
     (_grouped, {}, ValueError, ["'0'", "groups"]),
     (_phi, {}, ValueError, ["Phi3MLP", "gate and up projections in one weight"]),
-    (KINDS["resnet_basic"].build, {"extra_neurons": OneOff(0.0, 0, 2)}, ValueError, ["layer.0", "ResNetConvLayer", "width"]),
+    (
+        KINDS["resnet_basic"].build,
+        {"extra_neurons": OneOff(0.0, 0, 2)},
+        ValueError,
+        ["layer.0", "ResNetConvLayer", "width"],
+    ),
     (KINDS["normalised"].build, {"synaptic_lr": 0.1}, ValueError, ["synaptic_lr=0.1", "'0'", "BatchNorm"]),
     (KINDS["convolutions"].build, {"init": "split"}, ValueError, ["init='split'", "'0'", "channels"]),
     (_pruned, {}, ValueError, ["no feed-forward layer", "'0'", "recomputed"]),
-    (KINDS["chain"].build, {"freeze_existing": True}, ValueError, ["freeze_existing", "belongs to another site as well"]),
+    (
+        KINDS["chain"].build,
+        {"freeze_existing": True},
+        ValueError,
+        ["freeze_existing", "belongs to another site as well"],
+    ),
     (
         lambda: nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Dropout1d(0.1, inplace=True), nn.Conv1d(3, 1, 1)),
         {},
@@ -81,7 +91,7 @@ REFUSALS = [
         ValueError,
         ["no feed-forward layer", "'0'", "recomputed"],
     ),
-]  # fmt: skip
+]
 
 
 def _hooks(model):

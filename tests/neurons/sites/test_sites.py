@@ -115,7 +115,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("build", "layers", "error", "words"), ERRORS)  # fmt: skip
+@pytest.mark.parametrize(("build", "layers", "error", "words"), ERRORS)
 def test_errors_list_what_there_is(build, layers, error, words):
     with pytest.raises(error) as caught:
         select_sites(build(), layers)
@@ -159,9 +159,18 @@ def test_what_the_table_calls_gated_is(family):
 
 def test_convolutions_are_found_with_their_normalisation():
     model = nn.Sequential(
-        nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout1d(0.1), nn.Conv1d(6, 5, 3), nn.GELU(), nn.Conv1d(5, 4, 1),
-        nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(4, 4, 1),
-    )  # fmt: skip
+        nn.Conv1d(2, 6, 3),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Dropout1d(0.1),
+        nn.Conv1d(6, 5, 3),
+        nn.GELU(),
+        nn.Conv1d(5, 4, 1),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.MaxPool1d(2),
+        nn.Conv1d(4, 4, 1),
+    )
     first, second = find_sites(model)
     assert (first.name, first.width, first.norm, first.next_norm) == ("0", 6, model[1], None)
     assert (second.name, second.width, second.norm, second.next_norm) == ("4", 5, None, model[7])

@@ -79,9 +79,23 @@ def _launch_backward(
     counted = None if token_mask is None else token_mask.contiguous().view(torch.uint8)
     with torch.cuda.device_of(h):
         backward_kernel[(splits, columns)](
-            dy, h, _contiguous(bias), seed, counted, dh, partials, tokens, width, rows, rate, _survivor_scale(rate), tiles,
-            ACTIVATION=activation, OBSERVE=observe, **tile,
-        )  # fmt: skip
+            dy,
+            h,
+            _contiguous(bias),
+            seed,
+            counted,
+            dh,
+            partials,
+            tokens,
+            width,
+            rows,
+            rate,
+            _survivor_scale(rate),
+            tiles,
+            ACTIVATION=activation,
+            OBSERVE=observe,
+            **tile,
+        )
         if rows:
             sum_kernel[(_blocks(width, SUM_TILE["BLOCK_N"]), rows)](partials, sums, splits, rows, width, **SUM_TILE)
     return dh, sums

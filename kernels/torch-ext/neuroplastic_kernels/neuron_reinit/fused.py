@@ -81,9 +81,12 @@ def _prepared(
     parts = torch.empty(sum(row.parts for row in rows), PART.value, device=device) if init == "layer" else None
     most = max((row.parts for row in rows), default=0), max((row.joined for row in rows), default=0)
     workspace[key] = Prepared(
-        layout, on_device(rows, device), list(zip(launches, blocks, strict=True)), parts,
+        layout,
+        on_device(rows, device),
+        list(zip(launches, blocks, strict=True)),
+        parts,
         (most[0], triton.next_power_of_2(max(1, most[1]))),
-    )  # fmt: skip
+    )
     return workspace[key]
 
 
@@ -118,10 +121,21 @@ def _launch(sites: Sequence[NeuronTensors], prepared: Prepared, init: Init, std:
                 prepared.items, first, masks, survivors, prepared.parts, num_warps=NUM_WARPS
             )
         reinit_kernel[(items, blocks)](
-            prepared.items, first, masks, survivors, mean_outputs, donors, prepared.parts, std, signed_seed,
-            event & 0xFFFFFFFF, INIT=init, PARTS=PARTS,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,  # a product must round before it is taken from its whole
-        )  # fmt: skip
+            prepared.items,
+            first,
+            masks,
+            survivors,
+            mean_outputs,
+            donors,
+            prepared.parts,
+            std,
+            signed_seed,
+            event & 0xFFFFFFFF,
+            INIT=init,
+            PARTS=PARTS,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,  # a product must round before it is taken from its whole
+        )
 
 
 def _mean_output(tensors: NeuronTensors) -> Tensor:

@@ -45,9 +45,18 @@ COLUMN_NEURONS, COLUMN_LANES = tl.constexpr(32), tl.constexpr(32)
 
 @triton.jit
 def _targets(
-    item, survivors, parts, std, lane_offset, lane_valid,
-    INIT: tl.constexpr, PARTS: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
+    item,
+    survivors,
+    parts,
+    std,
+    lane_offset,
+    lane_valid,
+    INIT: tl.constexpr,
+    PARTS: tl.constexpr,
+    AXIS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
     """Mean and deviation of new rows, and [BLOCK_L] what other tensors are filled with."""
     role = tl.load(item + ROLE)
     centre, deviation = tl.full([], 0.0, tl.float32), tl.full([], 0.0, tl.float32) + std
@@ -81,9 +90,20 @@ def _split_from_donor(
 
 @triton.jit
 def _renew(
-    item, neuron, chosen, lane, mean_outputs, donors, centre, deviation, fill, seed, event,
-    INIT: tl.constexpr, AXIS: tl.constexpr,
-):  # fmt: skip
+    item,
+    neuron,
+    chosen,
+    lane,
+    mean_outputs,
+    donors,
+    centre,
+    deviation,
+    fill,
+    seed,
+    event,
+    INIT: tl.constexpr,
+    AXIS: tl.constexpr,
+):
     """Writes the chosen neurons of one tile, and returns what to fold for each lane: their columns times their mean outputs."""
     address, dtype, role = tl.load(item + ADDRESS), tl.load(item + DTYPE), tl.load(item + ROLE)
     lane_offset = lane.to(tl.int64) * tl.load(item + LANE_STRIDE)
@@ -112,9 +132,22 @@ def _renew(
 
 @triton.jit
 def _reinit(
-    item, block, masks, survivors, mean_outputs, donors, parts, std, seed, event,
-    INIT: tl.constexpr, PARTS: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
+    item,
+    block,
+    masks,
+    survivors,
+    mean_outputs,
+    donors,
+    parts,
+    std,
+    seed,
+    event,
+    INIT: tl.constexpr,
+    PARTS: tl.constexpr,
+    AXIS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
     """Does one block of lanes, and its share of the neurons, of one item. AXIS: which axis of a tile counts the neurons."""
     neurons, lanes = tl.load(item + NEURONS).to(tl.int32), tl.load(item + LANES).to(tl.int32)
     shares, site_start = tl.load(item + SHARES).to(tl.int32), tl.load(item + START)
@@ -141,9 +174,20 @@ def _reinit(
                 first = found // BLOCK_N * BLOCK_N
                 neuron = first + tl.arange(0, BLOCK_N)
                 folded += _renew(
-                    item, neuron, flags(mask, neuron, stop), lane, mean_outputs + site_start, donors,
-                    centre, deviation, fill, seed, event, INIT, AXIS,
-                )  # fmt: skip
+                    item,
+                    neuron,
+                    flags(mask, neuron, stop),
+                    lane,
+                    mean_outputs + site_start,
+                    donors,
+                    centre,
+                    deviation,
+                    fill,
+                    seed,
+                    event,
+                    INIT,
+                    AXIS,
+                )
                 found = tl.min(tl.where(waiting & (place >= first + BLOCK_N), place, stop), 0)
         bias = tl.load(item + BIAS)
         if bias != 0:
@@ -170,11 +214,37 @@ def reinit_kernel(
     item, block, seed = items + (first_item + tl.program_id(0)) * FIELDS, tl.program_id(1), seed.to(tl.int64)
     if tl.load(item + LANE_STRIDE) < tl.load(item + NEURON_STRIDE):
         _reinit(
-            item, block, masks, survivors, mean_outputs, donors, parts, std, seed, event,
-            INIT, PARTS, 0, ROW_NEURONS, ROW_LANES,
-        )  # fmt: skip
+            item,
+            block,
+            masks,
+            survivors,
+            mean_outputs,
+            donors,
+            parts,
+            std,
+            seed,
+            event,
+            INIT,
+            PARTS,
+            0,
+            ROW_NEURONS,
+            ROW_LANES,
+        )
     else:
         _reinit(
-            item, block, masks, survivors, mean_outputs, donors, parts, std, seed, event,
-            INIT, PARTS, 1, COLUMN_NEURONS, COLUMN_LANES,
-        )  # fmt: skip
+            item,
+            block,
+            masks,
+            survivors,
+            mean_outputs,
+            donors,
+            parts,
+            std,
+            seed,
+            event,
+            INIT,
+            PARTS,
+            1,
+            COLUMN_NEURONS,
+            COLUMN_LANES,
+        )

@@ -11,9 +11,29 @@ from .neurons import GROUP
 from .table import PART_ROWS, Item
 
 (
-    ADDRESS, DTYPE, ROLE, NEURONS, LANES, NEURON_STRIDE, LANE_STRIDE, ENTRIES, FIRST_ENTRY, ENTRY_STEP, START, GROUPS, TAKEN,
-    SITE, WORD, BIAS, BIAS_DTYPE, BIAS_STRIDE, SHARES, FIRST_PART, FIRST_JOINED, JOINED,
-) = (tl.constexpr(position) for position in range(len(Item._fields)))  # fmt: skip
+    ADDRESS,
+    DTYPE,
+    ROLE,
+    NEURONS,
+    LANES,
+    NEURON_STRIDE,
+    LANE_STRIDE,
+    ENTRIES,
+    FIRST_ENTRY,
+    ENTRY_STEP,
+    START,
+    GROUPS,
+    TAKEN,
+    SITE,
+    WORD,
+    BIAS,
+    BIAS_DTYPE,
+    BIAS_STRIDE,
+    SHARES,
+    FIRST_PART,
+    FIRST_JOINED,
+    JOINED,
+) = (tl.constexpr(position) for position in range(len(Item._fields)))
 FIELDS = tl.constexpr(len(Item._fields))
 
 SCAN = tl.constexpr(1024)  # flags looked at together

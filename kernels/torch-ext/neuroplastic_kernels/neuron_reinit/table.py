@@ -137,13 +137,26 @@ def _item(tensor: Tensor, plane: Plane, role: int, bias: Tensor | None, start: i
     # Sums over neurons need one owner, and neurons that lie together are few reads.
     shared = role in (ROWS, ZERO) and plane.lane_stride < plane.neuron_stride
     return Item(
-        address=tensor.data_ptr() + plane.offset * tensor.element_size(), dtype=DTYPE_CODES[tensor.dtype], role=role,
-        neurons=plane.neurons, lanes=plane.lanes, neuron_stride=plane.neuron_stride, lane_stride=plane.lane_stride,
-        entries=tensor.numel() // plane.neurons, first_entry=plane.first, entry_step=plane.step,
-        start=start, groups=groups, taken=taken, site=site, word=word,
-        bias=0 if bias is None else bias.data_ptr(), bias_dtype=0 if bias is None else DTYPE_CODES[bias.dtype],
-        bias_stride=0 if bias is None else bias.stride(0), shares=SHARES if shared else 1,
-    )  # fmt: skip
+        address=tensor.data_ptr() + plane.offset * tensor.element_size(),
+        dtype=DTYPE_CODES[tensor.dtype],
+        role=role,
+        neurons=plane.neurons,
+        lanes=plane.lanes,
+        neuron_stride=plane.neuron_stride,
+        lane_stride=plane.lane_stride,
+        entries=tensor.numel() // plane.neurons,
+        first_entry=plane.first,
+        entry_step=plane.step,
+        start=start,
+        groups=groups,
+        taken=taken,
+        site=site,
+        word=word,
+        bias=0 if bias is None else bias.data_ptr(),
+        bias_dtype=0 if bias is None else DTYPE_CODES[bias.dtype],
+        bias_stride=0 if bias is None else bias.stride(0),
+        shares=SHARES if shared else 1,
+    )
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

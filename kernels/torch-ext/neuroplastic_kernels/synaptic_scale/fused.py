@@ -148,10 +148,19 @@ def synaptic_scale(
     relative = isinstance(target, str)
     with torch.cuda.device(scale.device) if scale.is_cuda else nullcontext():
         scale_kernel[(len(sites), prepared.blocks)](
-            prepared.table, prepared.heads, scale, average, weight, active.view(torch.int8),
-            rate, 0.0 if relative else float(target), *scale_range, RELATIVE=relative,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+            prepared.table,
+            prepared.heads,
+            scale,
+            average,
+            weight,
+            active.view(torch.int8),
+            rate,
+            0.0 if relative else float(target),
+            *scale_range,
+            RELATIVE=relative,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
     torch.autograd.graph.increment_version([scale, *(rows for rows, _ in sites)])
 
 
@@ -176,8 +185,14 @@ def _rows(weight: Tensor, first: int) -> list[Row]:
     parts = [*planes(weight, 0)]
     return [
         Row(
-            weight.data_ptr() + plane.offset * weight.element_size(), DTYPE_CODES[weight.dtype], first,
-            plane.neurons, plane.lanes, plane.neuron_stride, plane.lane_stride, len(parts) - 1 - place,
+            weight.data_ptr() + plane.offset * weight.element_size(),
+            DTYPE_CODES[weight.dtype],
+            first,
+            plane.neurons,
+            plane.lanes,
+            plane.neuron_stride,
+            plane.lane_stride,
+            len(parts) - 1 - place,
         )
         for place, plane in enumerate(parts)
-    ]  # fmt: skip
+    ]
