@@ -120,45 +120,17 @@ def fine_tune(
         ValueError: an unknown method, data without one of the classes, or no layer that DropIn knows.
         FileNotFoundError: nothing to resume from.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    for name, data in (("training", train), ("evaluation", evaluation)):
-        if len(classes := set(data["label"])) < len(LABELS):
-            raise ValueError(
-                f"the {name} data hold only {[LABELS[label] for label in classes]}; both of {LABELS} are needed"
-            )
+    _check(method, {"training": train, "evaluation": evaluation})
     checkpoint = last_whole_checkpoint(output) if resume and output else None
     if resume and checkpoint is None:
         raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
-    optimizer_name, _, dropin_name = method.partition("+")
     set_seed(settings.seed)
-    watched = bool(dropin_name) or bool(find_sites(model))
-    config = settings.dropin if dropin_name else WATCH_ONLY
-    dropin = None
-    if watched:
-        dropin = (
-            DropIn(model, config, total_steps="trainer")
-            if checkpoint is None
-            else resume_dropin(model, checkpoint, config, total_steps="trainer")
-        )
-    optimizer = OPTIMIZERS[optimizer_name](
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    callback = DropInCallback(dropin) if dropin else None
+    dropin = _dropin_of(model, method, settings, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            model,
-            _training_arguments(settings, output or Path(scratch), save=output is not None),
-            data_collator=AudioCollator(feature_extractor, settings.max_seconds, random_crop=True),
-            train_dataset=train,
-            optimizers=(optimizer, None),
-            callbacks=[*([callback] if callback else []), *([_ReportProgress(progress)] if progress else [])],
-        )
-        trainer.remove_callback(PrinterCallback)
-        if callback:
-            callback.attach(trainer)
+        arguments = _training_arguments(settings, output or Path(scratch), save=output is not None)
+        trainer = _trainer_of(model, arguments, method, settings, dropin, progress)
+        trainer.train_dataset = train
+        trainer.data_collator = AudioCollator(feature_extractor, settings.max_seconds, random_crop=True)
         start = time.perf_counter()
         loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
         seconds = time.perf_counter() - start
@@ -171,6 +143,51 @@ def fine_tune(
     scores, labels = bona_fide_scores(prediction.predictions), np.asarray(prediction.label_ids)
     health = [entry for entry in trainer.state.log_history if "neuro/dead_fraction" in entry]
     return Run(method, equal_error_rate(scores, labels)[0], seconds, replaced, loss, scores, labels, health)
+
+
+def _check(method: str, data: dict[str, Dataset]) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name, rows in data.items():
+        if len(classes := set(rows["label"])) < len(LABELS):
+            raise ValueError(
+                f"the {name} data hold only {[LABELS[label] for label in classes]}; both of {LABELS} are needed"
+            )
+
+
+def _dropin_of(model: nn.Module, method: str, settings: Settings, checkpoint: Path | None) -> DropIn | None:
+    """A DropIn that does what the method says, or only watches; None where there is nothing to watch."""
+    named = method.endswith("+dropin")
+    config = settings.dropin if named else WATCH_ONLY
+    if not named and not find_sites(model):
+        return None
+    if checkpoint is not None:
+        return resume_dropin(model, checkpoint, config, total_steps="trainer")
+    return DropIn(model, config, total_steps="trainer")
+
+
+def _trainer_of(
+    model: nn.Module,
+    arguments: TrainingArguments,
+    method: str,
+    settings: Settings,
+    dropin: DropIn | None,
+    progress: Progress | None,
+) -> Trainer:
+    optimizer = OPTIMIZERS[method.partition("+")[0]](
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    callbacks: list[TrainerCallback] = [] if progress is None else [_ReportProgress(progress)]
+    if dropin is not None:
+        callbacks.insert(0, DropInCallback(dropin))
+    trainer = Trainer(model, arguments, optimizers=(optimizer, None), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        if isinstance(callback, DropInCallback):
+            callback.attach(trainer)
+    return trainer
 
 
 def bona_fide_scores(logits: Any) -> np.ndarray:
