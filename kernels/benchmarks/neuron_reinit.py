@@ -36,7 +36,7 @@ def site(index: int, share: float, state: str, device: str) -> NeuronTensors:
         for fill in FILLS[state]
     )
     return NeuronTensors(
-        ups=(Incoming(up, up_bias),),
+        incoming=(Incoming(up, up_bias),),
         down_weight=down,
         down_bias=down_bias,
         mask=mask,
@@ -59,7 +59,7 @@ def touched_bytes(tensors: NeuronTensors, init: str) -> int:
     if not tensors.mask.any():
         return 0
     chosen, modelled = tensors.mask, models(tensors.survivors)
-    ups = [part for up in tensors.ups for part in up if part is not None]
+    ups = [part for up in tensors.incoming for part in up if part is not None]
     total = sum(size(part, 0, chosen) for part in ups)
     total += sum(size(part, 0, modelled) for part in ups) if init == "layer" else 0
     if tensors.down_weight is not None:

@@ -28,7 +28,7 @@ def random_site(mask, *, bias=True, dtype=torch.float32, site=0, n=N, d=D, m=M):
     count = min(int(mask.sum()), strongest.numel())
     donors[mask.nonzero().squeeze(1)[:count]] = strongest[:count]
     return NeuronTensors(
-        ups=(Incoming(draw(n, d), draw(n) if bias else None),),
+        incoming=(Incoming(draw(n, d), draw(n) if bias else None),),
         down_weight=draw(m, n),
         down_bias=draw(m) if bias else None,
         mask=mask,
@@ -49,8 +49,8 @@ def random_site(mask, *, bias=True, dtype=torch.float32, site=0, n=N, d=D, m=M):
 def gated_site(mask, **options):
     """A site like `random_site`, with a second set of incoming rows."""
     site = random_site(mask, **options)
-    up = site.ups[0]
-    return site._replace(ups=(up, Incoming(up.weight * 0.3 - 1.0, None if up.bias is None else up.bias + 5.0)))
+    up = site.incoming[0]
+    return site._replace(incoming=(up, Incoming(up.weight * 0.3 - 1.0, None if up.bias is None else up.bias + 5.0)))
 
 
 def convolution_site(mask, *, n=N, d=3, m=4, kernel=(3, 2), layout=torch.contiguous_format, **options):
@@ -64,7 +64,7 @@ def convolution_site(mask, *, n=N, d=3, m=4, kernel=(3, 2), layout=torch.contigu
     outgoing, statistics = draw(m, n, *kernel), torch.rand(n, generator=generator)
     states = [(outgoing, 1, "zero"), (draw(m, n, *kernel).abs(), 1, "mean"), (draw(n, d, *kernel).abs(), 0, "mean")]
     return site._replace(
-        ups=(Incoming(draw(n, d, *kernel), site.ups[0].bias),),
+        incoming=(Incoming(draw(n, d, *kernel), site.incoming[0].bias),),
         down_weight=None,
         down_bias=None,
         state=tuple(StateSlice(*state) for state in (*states, (statistics, 0, "mean"))),
@@ -80,7 +80,7 @@ def chain(*masks, m=M):
     squares, moments = [weight.abs() * 3 for weight in weights], [weight * 2 for weight in weights]
     return [
         random_site(mask, site=index)._replace(
-            ups=(Incoming(weights[index], biases[index]),),
+            incoming=(Incoming(weights[index], biases[index]),),
             down_weight=weights[index + 1],
             down_bias=biases[index + 1],
             state=tuple(
@@ -103,7 +103,7 @@ def recurrent_site(mask):
     ]
     columns = [(hidden, 1, "zero"), (squares, 1, "mean")]
     return site._replace(
-        ups=tuple(Incoming(block) for block in incoming.split(N)),
+        incoming=tuple(Incoming(block) for block in incoming.split(N)),
         down_weight=None,
         down_bias=None,
         state=tuple(StateSlice(*state) for state in (*rows, *columns)),

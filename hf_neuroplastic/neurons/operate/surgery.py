@@ -134,7 +134,7 @@ def _neuron_tensors(
     linear = site.down if isinstance(site.down, nn.Linear) else None
     folds = linear is not None and linear.bias is not None and linear.bias.requires_grad
     return NeuronTensors(
-        ups=tuple(Incoming(weight.part, None if bias is None else bias.part) for weight, bias in site.incoming),
+        incoming=tuple(Incoming(weight.part, None if bias is None else bias.part) for weight, bias in site.incoming),
         down_weight=None if linear is None else linear.weight.detach(),
         down_bias=site.down.bias.detach() if folds else None,
         mask=mask,

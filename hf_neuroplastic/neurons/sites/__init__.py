@@ -3,12 +3,12 @@
 from .feed_forward import ARCHITECTURES
 from .requirements import require_abilities, require_ability, require_whole, require_whole_site
 from .search import find_sites, select_sites
-from .site import Fold, Rows, Share, Site, inert_slots, silences
+from .site import Fold, IncomingShares, Share, Site, inert_slots, silences
 
 __all__ = [
     "ARCHITECTURES",
     "Fold",
-    "Rows",
+    "IncomingShares",
     "Share",
     "Site",
     "find_sites",

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .requirements import require_whole
 from .sequential import ELEMENTWISE, Part, refuse_in_place
-from .site import Ability, Fold, Rows, Share, Site, rows_of
+from .site import Ability, Fold, IncomingShares, Share, Site, incoming_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -43,8 +43,8 @@ class ConvolutionSite(Site):
         return self.up.in_channels
 
     @property
-    def incoming(self) -> tuple[Rows, ...]:
-        return (rows_of(self.up),)
+    def incoming(self) -> tuple[IncomingShares, ...]:
+        return (incoming_of(self.up),)
 
     @property
     def others(self) -> tuple[Share, ...]:

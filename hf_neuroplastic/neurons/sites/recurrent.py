@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .requirements import require_kind
-from .site import Ability, Fold, Rows, Share, Site
+from .site import Ability, Fold, IncomingShares, Share, Site
 
 GATES = 3  # reset, update, new: in this order in every weight of torch.nn.GRU
 
@@ -39,9 +39,11 @@ class RecurrentSite(Site):
         return self._last("weight_ih").shape[1]
 
     @property
-    def incoming(self) -> tuple[Rows, ...]:
+    def incoming(self) -> tuple[IncomingShares, ...]:
         biases = self._gates("bias_ih") if self.up.bias else (None,) * GATES
-        return tuple(Rows(weight, bias) for weight, bias in zip(self._gates("weight_ih"), biases, strict=True))
+        return tuple(
+            IncomingShares(weight, bias) for weight, bias in zip(self._gates("weight_ih"), biases, strict=True)
+        )
 
     @property
     def outgoing(self) -> tuple[Share, ...]:

@@ -38,7 +38,7 @@ class Share(NamedTuple):
         return tensor if self.blocks == 1 else tensor.chunk(self.blocks, dim)[self.block]
 
 
-class Rows(NamedTuple):
+class IncomingShares(NamedTuple):
     """One set of the neurons' incoming weights, and their biases: dimension 0 of both counts the neurons."""
 
     weight: Share
@@ -94,9 +94,9 @@ class Site:
         return self.up.in_features
 
     @property
-    def incoming(self) -> tuple[Rows, ...]:
+    def incoming(self) -> tuple[IncomingShares, ...]:
         """The weights that are drawn for a new neuron."""
-        return tuple(rows_of(layer) for layer in (self.up, self.gate) if layer is not None)
+        return tuple(incoming_of(layer) for layer in (self.up, self.gate) if layer is not None)
 
     @property
     def outgoing(self) -> tuple[Share, ...]:
@@ -150,9 +150,9 @@ class Site:
         return all(weight.requires_grad for weight in self.weights)
 
 
-def rows_of(layer: Any) -> Rows:
+def incoming_of(layer: Any) -> IncomingShares:
     """The rows of a Linear, or the output channels of a convolution."""
-    return Rows(Share(layer.weight), None if layer.bias is None else Share(layer.bias))
+    return IncomingShares(Share(layer.weight), None if layer.bias is None else Share(layer.bias))
 
 
 def silences(site: Site) -> bool:

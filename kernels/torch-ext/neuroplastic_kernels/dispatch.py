@@ -197,6 +197,6 @@ def neuron_reinit(sites: Sequence[NeuronTensors], *, backend: str = "auto", **op
     select("neuron_reinit", backend, written)(sites, **options)
 
 
-def synaptic_scale(up_weights: Sequence[Tensor], *statistics: Any, backend: str = "auto", **options: Any) -> None:
+def synaptic_scale(incoming: Sequence[Tensor], *statistics: Any, backend: str = "auto", **options: Any) -> None:
     """One step of synaptic scaling for every site, in place; see `synaptic_scale.reference`."""
-    select("synaptic_scale", backend, up_weights)(up_weights, *statistics, **options)
+    select("synaptic_scale", backend, incoming)(incoming, *statistics, **options)

@@ -122,8 +122,8 @@ def test_forty_eight_sites_at_once(device):
 
 def test_dtypes_may_be_mixed_within_a_site(device):
     site = random_site(chosen_mask(1, 4))
-    weight, bias = site.ups[0]
-    site = site._replace(ups=(Incoming(weight.bfloat16(), bias),), down_bias=site.down_bias.half())
+    weight, bias = site.incoming[0]
+    site = site._replace(incoming=(Incoming(weight.bfloat16(), bias),), down_bias=site.down_bias.half())
     _assert_like_reference([site], device, init="fan_in", seed=1)
 
 
@@ -221,8 +221,8 @@ def test_a_workspace_follows_the_tensors(device):
 
 def test_autograd_learns_what_was_written(device):
     site = _on(random_site(chosen_mask(1)), device)
-    weight = torch.nn.Parameter(site.ups[0].weight)
-    site = site._replace(ups=(Incoming(weight.detach(), site.ups[0].bias),))
+    weight = torch.nn.Parameter(site.incoming[0].weight)
+    site = site._replace(incoming=(Incoming(weight.detach(), site.incoming[0].bias),))
     before = weight._version, *(tensor._version for tensor in site.written())
     neuron_reinit([site], backend="fused")
     after = weight._version, *(tensor._version for tensor in site.written())

@@ -19,9 +19,9 @@ def test_nothing_outside_the_chosen_slices_changes(init, bias, dtype):
     before = copy_site(tensors)
     neuron_reinit([tensors], init=init, seed=3, event=9)
     kept = tensors.survivors.clone()
-    assert torch.equal(tensors.ups[0].weight[kept], before.ups[0].weight[kept])
+    assert torch.equal(tensors.incoming[0].weight[kept], before.incoming[0].weight[kept])
     if bias:
-        assert torch.equal(tensors.ups[0].bias[kept], before.ups[0].bias[kept])
+        assert torch.equal(tensors.incoming[0].bias[kept], before.incoming[0].bias[kept])
     if init == "split":
         kept[tensors.donors[tensors.mask]] = False
     assert torch.equal(tensors.down_weight[:, kept], before.down_weight[:, kept])
@@ -67,7 +67,7 @@ def test_outgoing_keep_leaves_the_next_layer_alone():
     neuron_reinit([tensors], outgoing="keep")
     assert torch.equal(tensors.down_weight, before.down_weight)
     assert torch.equal(tensors.down_bias, before.down_bias)
-    assert not torch.equal(tensors.ups[0].weight, before.ups[0].weight)
+    assert not torch.equal(tensors.incoming[0].weight, before.incoming[0].weight)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_outgoing_keep_leaves_the_next_layer_alone():
 def test_fresh_rows_have_the_promised_distribution(init, mean, std):
     n, d, half = 256, 96, 128
     tensors = random_site(torch.arange(n) < half, n=n, d=d)
-    weight, bias = tensors.ups[0]
+    weight, bias = tensors.incoming[0]
     weight[half:] = (weight[half:] - weight[half:].mean()) * (0.5 / weight[half:].std()) + 2.0
     expected_bias = bias[half:].mean().item() if init == "layer" else 0.0
     neuron_reinit([tensors], init=init, std=0.02, seed=5)
@@ -93,14 +93,14 @@ def test_split_preserves_the_function_and_its_twins_differ_in_gradient():
     x = torch.randn(20, D, dtype=torch.float64)
 
     def output(t, silenced=()):
-        z = torch.relu(x @ t.ups[0].weight.double().T + t.ups[0].bias.double())
+        z = torch.relu(x @ t.incoming[0].weight.double().T + t.incoming[0].bias.double())
         z[:, list(silenced)] = 0.0
         return z @ t.down_weight.double().T + t.down_bias.double()
 
     expected = output(tensors, silenced=(3, 8))
     neuron_reinit([tensors], init="split")
     torch.testing.assert_close(output(tensors), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(tensors.ups[0].weight[tensors.mask], tensors.ups[0].weight[donors])
+    assert torch.equal(tensors.incoming[0].weight[tensors.mask], tensors.incoming[0].weight[donors])
     assert not torch.equal(tensors.down_weight[:, tensors.mask], tensors.down_weight[:, donors])
 
 
@@ -120,7 +120,7 @@ def test_numbers_belong_to_places_not_to_the_order_of_work(dtype):
     def row(mask, sites_before=0, **keys):
         tensors = random_site(mask, dtype=dtype, site=keys.pop("site", 4))
         neuron_reinit([random_site(chosen_mask(1)) for _ in range(sites_before)] + [tensors], init="fan_in", **keys)
-        return tensors.ups[0].weight[5]
+        return tensors.incoming[0].weight[5]
 
     base = row(chosen_mask(5), seed=1, event=2)
     assert torch.equal(base, row(chosen_mask(0, 5, 9), seed=1, event=2))
@@ -134,7 +134,7 @@ def test_everyone_may_be_reborn(init):
     tensors = random_site(chosen_mask(*range(N)))
     neuron_reinit([tensors], init=init)
     assert not tensors.down_weight.any()
-    for found in (tensors.ups[0].weight, *(state.tensor for state in tensors.state)):
+    for found in (tensors.incoming[0].weight, *(state.tensor for state in tensors.state)):
         assert torch.isfinite(found).all()
 
 
@@ -143,10 +143,10 @@ def test_every_set_of_incoming_rows_has_numbers_of_its_own():
     neuron_reinit([site, plain], std=0.5, seed=3, event=8)
     chosen = site.mask.nonzero().squeeze(1)
     index = chosen.unsqueeze(1) * D + torch.arange(D)
-    for up, word in zip(site.ups, (0, 3), strict=True):
+    for up, word in zip(site.incoming, (0, 3), strict=True):
         assert torch.equal(up.weight[chosen], 0.5 * philox.normal(3, index, 8, 6, word))
         assert not up.bias[chosen].any()
-    assert torch.equal(site.ups[0].weight, plain.ups[0].weight)
+    assert torch.equal(site.incoming[0].weight, plain.incoming[0].weight)
 
 
 def test_every_set_of_incoming_rows_is_modelled_on_itself_and_split_from_the_donor():
@@ -154,7 +154,7 @@ def test_every_set_of_incoming_rows_is_modelled_on_itself_and_split_from_the_don
     neuron_reinit([modelled], init="layer")
     neuron_reinit([split], init="split")
     donors = split.donors[split.mask]
-    for up, other in zip(modelled.ups, split.ups, strict=True):
+    for up, other in zip(modelled.incoming, split.incoming, strict=True):
         expected = up.bias[modelled.survivors].mean()
         torch.testing.assert_close(up.bias[modelled.mask], expected.expand(2))
         assert torch.equal(other.weight[split.mask], other.weight[donors])
@@ -166,11 +166,11 @@ def test_a_convolution_is_treated_like_its_rows_laid_flat(init):
     site = convolution_site(chosen_mask(1, 4))
     flat = copy_site(site)
     flat = flat._replace(
-        ups=(flat.ups[0]._replace(weight=flat.ups[0].weight.flatten(1)),),
+        incoming=(flat.incoming[0]._replace(weight=flat.incoming[0].weight.flatten(1)),),
         state=tuple(s._replace(tensor=s.tensor.transpose(0, s.dim).reshape(N, -1), dim=0) for s in flat.state),
     )
     neuron_reinit([site, flat], init=init)
-    assert torch.equal(site.ups[0].weight.flatten(1), flat.ups[0].weight)
+    assert torch.equal(site.incoming[0].weight.flatten(1), flat.incoming[0].weight)
     for found, expected in zip(site.state, flat.state, strict=True):
         torch.testing.assert_close(found.tensor.transpose(0, found.dim).reshape(N, -1), expected.tensor)
 
@@ -209,13 +209,13 @@ def test_only_the_models_are_read(n):
     sites = [random_site(chosen_mask(5, n=n), n=n) for _ in range(2)]
     others = ~(models(sites[0].survivors) | sites[0].mask)
     assert others.any() == (n > 256)
-    for tensor in (*sites[1].ups[0], *(state.tensor.transpose(0, state.dim) for state in sites[1].state)):
+    for tensor in (*sites[1].incoming[0], *(state.tensor.transpose(0, state.dim) for state in sites[1].state)):
         tensor[others] = float("nan")
     for site in sites:
         neuron_reinit([site], init="layer")
     for found, expected in zip(sites[1].state, sites[0].state, strict=True):
         assert torch.equal(found.tensor.select(found.dim, 5), expected.tensor.select(expected.dim, 5))
-    for found, expected in zip(sites[1].ups[0], sites[0].ups[0], strict=True):
+    for found, expected in zip(sites[1].incoming[0], sites[0].incoming[0], strict=True):
         assert torch.equal(found[5], expected[5])
 
 

@@ -94,10 +94,10 @@ def _layout(sites: Sequence[NeuronTensors]) -> tuple[Any, ...]:
     """All that the table says of the sites."""
     held: list[Tensor | None] = []
     for tensors in sites:
-        held += [*(part for up in tensors.ups for part in up), tensors.down_weight, tensors.down_bias]
+        held += [*(part for up in tensors.incoming for part in up), tensors.down_weight, tensors.down_bias]
         held += [state for state, _, _ in tensors.state]
     rest = (
-        (t.site, t.mask.numel(), t.mean_output is None, len(t.ups), [(dim, fill) for _, dim, fill in t.state])
+        (t.site, t.mask.numel(), t.mean_output is None, len(t.incoming), [(dim, fill) for _, dim, fill in t.state])
         for t in sites
     )
     return tensor_places(held), *rest

@@ -32,7 +32,7 @@ class StateSlice(NamedTuple):
 class NeuronTensors(NamedTuple):
     """One site, and which of its neurons to give new weights."""
 
-    ups: tuple[Incoming, ...]
+    incoming: tuple[Incoming, ...]
     down_weight: Tensor | None  # [M, N]; None: outgoing weights are slices of `state`, nothing is folded, nothing split
     down_bias: Tensor | None  # [M]
     mask: Tensor  # [N] bool: the neurons to reinitialise
@@ -44,7 +44,7 @@ class NeuronTensors(NamedTuple):
 
     def written(self) -> Iterator[Tensor]:
         """Every tensor that surgery may write to."""
-        for tensor in (*(part for up in self.ups for part in up), self.down_weight, self.down_bias):
+        for tensor in (*(part for up in self.incoming for part in up), self.down_weight, self.down_bias):
             if tensor is not None:
                 yield tensor
         for state in self.state:

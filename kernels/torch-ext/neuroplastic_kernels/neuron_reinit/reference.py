@@ -14,7 +14,7 @@ SPLIT_SHARE = 1  # word of the random counter: what is drawn
 
 
 def weight_word(entry: int) -> int:
-    """Word of the random counter: the weights of `ups[entry]`."""
+    """Word of the random counter: the weights of `incoming[entry]`."""
     return 0 if entry == 0 else 2 + entry
 
 
@@ -34,7 +34,7 @@ def neuron_reinit(
     For a masked neuron i, in this order:
         1. its mean contribution mean_output[i] * down_weight[:, i] is added to down_bias (outgoing "zero" only), so that a
            neuron whose output was constant leaves without a trace;
-        2. for each of `ups`, weight[i] and bias[i] get fresh values by `init`:
+        2. for each of `incoming`, weight[i] and bias[i] get fresh values by `init`:
            "normal"  N(0, std), bias 0;
            "fan_in"  N(0, 1 / (3 D)), the variance of torch.nn.Linear's default, bias 0 (D inputs times size of the kernel);
            "layer"   normal with the mean and deviation of the models' rows, bias their mean bias;
@@ -69,7 +69,7 @@ def neuron_reinit(
         if init == "split":
             _split(tensors, chosen, seed, event)
         else:
-            for entry, up in enumerate(tensors.ups):
+            for entry, up in enumerate(tensors.incoming):
                 index = _element_index(chosen, math.prod(up.weight.shape[1:]))
                 noise = normal(seed, index, event, tensors.site, weight_word(entry))
                 _fresh_rows(up, chosen, modelled, noise, init, std)
@@ -131,7 +131,7 @@ def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> Non
     assert down is not None  # check_split
     assert donors is not None
     donors = donors[chosen]
-    for tensor in (part for up in tensors.ups for part in up if part is not None):
+    for tensor in (part for up in tensors.incoming for part in up if part is not None):
         tensor[chosen] = tensor[donors]
     share = 0.4 + 0.2 * uniform(seed, _element_index(chosen, down.shape[0]), event, tensors.site, SPLIT_SHARE).T
     column = down[:, donors]

@@ -120,7 +120,7 @@ def _work(tensors: NeuronTensors, start: int, init: Init, silence: bool) -> Iter
     """All work on one site, in the order of the reference, without parts. start: its first neuron."""
     bias_role = {"split": ROWS, "layer": MEAN}.get(init, ZERO)
     targets: list[tuple[Tensor | None, int, int, int]] = []
-    for entry, up in enumerate(tensors.ups):
+    for entry, up in enumerate(tensors.incoming):
         targets += [(up.weight, 0, ROWS, weight_word(entry)), (up.bias, 0, bias_role, 0)]
     if silence or init == "split":
         targets.append((tensors.down_weight, 1, COLUMNS, 0))

@@ -123,7 +123,7 @@ def scale_kernel(
 
 @torch.no_grad()
 def synaptic_scale(
-    up_weights: Sequence[Tensor],
+    incoming: Sequence[Tensor],
     firsts: Sequence[int],
     scale: Tensor,
     average: Tensor,
@@ -137,11 +137,11 @@ def synaptic_scale(
 ) -> None:
     """One step of synaptic scaling for every site, in place; see `synaptic_scale.reference`.
 
-    up_weights may be float32, bfloat16 or float16, with any strides; the other tensors are contiguous, and all are on one
+    incoming may be float32, bfloat16 or float16, with any strides; the other tensors are contiguous, and all are on one
     device. `workspace`: a dict to keep between calls; it holds the table, which is written anew only if a weight has moved.
     Nothing waits for the device.
     """
-    sites = [(rows, first) for rows, first in zip(up_weights, firsts, strict=True) if rows.shape[0]]
+    sites = [(rows, first) for rows, first in zip(incoming, firsts, strict=True) if rows.shape[0]]
     if not sites:
         return
     prepared = _prepared(sites, scale.device, {} if workspace is None else workspace)

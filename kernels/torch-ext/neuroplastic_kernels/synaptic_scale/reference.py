@@ -9,7 +9,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def synaptic_scale(
-    up_weights: Sequence[Tensor],
+    incoming: Sequence[Tensor],
     firsts: Sequence[int],
     scale: Tensor,
     average: Tensor,
@@ -31,7 +31,7 @@ def synaptic_scale(
     neurons: those active and observed. Where it is not finite, and for all other neurons, nothing changes.
 
     Args:
-        up_weights: per site [N_i, D...], any float dtype.
+        incoming: per site [N_i, D...], any float dtype.
         firsts: per site, where its neurons begin in the tensors below, which hold N neurons of all sites.
         scale: [N] float32, the factors s applied so far.
         average: [N] float32, moving average of the neurons' |output|, not bias-corrected.
@@ -44,7 +44,7 @@ def synaptic_scale(
     """
     activity = average / weight.clamp_min(torch.finfo(torch.float32).tiny)
     counted = active & (weight > 0)
-    for rows, first in zip(up_weights, firsts, strict=True):
+    for rows, first in zip(incoming, firsts, strict=True):
         here = slice(first, first + rows.shape[0])
         factor = _factor(scale[here], _error(activity[here], counted[here], target), rate, scale_range).to(rows.dtype)
         rows.mul_(factor.view(-1, *[1] * (rows.ndim - 1)))
