@@ -98,7 +98,7 @@ def train(
     console.print(f"[dim]{RESULTS}, {CURVES} and the fine-tuned model are in[/] {escape(str(output))}")
 
 
-def _load_data(folder: Path, layout: str, access: Any, split: Any):
+def _load_data(folder: Path, layout: str, access: Any, split: Any) -> Any:
     return load_folder(folder, split) if layout == "folder" else load_asvspoof2019(folder, access, split)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -64,7 +64,14 @@ class DropInCallback(TrainerCallback):
         self._trainer = trainer
         return self
 
-    def on_init_end(self, args, state, control, model: nn.Module | None = None, **kwargs):
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         if model is not None:
             accept_saved_keys(model)  # Trainer resumes, and loads the best checkpoint, by a plain load_state_dict
         if self.dropin is None and model is not None:
@@ -74,7 +81,15 @@ class DropInCallback(TrainerCallback):
             else:
                 self.dropin = resume_dropin(model, self._resumed, self.config, total_steps="trainer")
 
-    def on_train_begin(self, args, state, control, model: nn.Module | None = None, optimizer=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if self.dropin is None or not self.dropin.watches(model):
             raise RuntimeError(
                 "DropInCallback watches no layer of the model that is trained: it was added after Trainer was made, belongs to "
@@ -99,20 +114,29 @@ class DropInCallback(TrainerCallback):
         if self.config.acts or isinstance(unwrap_optimizer(optimizer), NeuroPlastic):
             tag_model(model)
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         assert self.dropin is not None  # on_train_begin saw to it
         self.dropin.step(optimizer)
         self._log(control)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._log(control)
 
-    def _log(self, control) -> None:
+    def _log(self, control: TrainerControl) -> None:
         """When Trainer is about to log, which its flow control decided before this callback was asked."""
         if self._trainer is not None and self.dropin is not None and control.should_log:
             self._trainer.log(self.dropin.report())
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = _checkpoint_folder(args, state)
         if self.dropin is None or not state.is_world_process_zero:
             return
@@ -123,15 +147,15 @@ class DropInCallback(TrainerCallback):
                 "no checkpoint folder %s: neuron statistics of step %d are not saved", folder, state.global_step
             )
 
-    def _named_folder(self, args) -> Path | None:
+    def _named_folder(self, args: TrainingArguments) -> Path | None:
         """The folder to resume from, if one was named and holds what is needed."""
         if isinstance(self.resume_from, (str, os.PathLike)):
             return Path(self.resume_from)
         named = args.resume_from_checkpoint  # a path, or "True" from a command line
         held = self.resume_from is not False and isinstance(named, str) and (Path(named) / INDEX_FILE).is_file()
-        return Path(named) if held else None
+        return Path(str(named)) if held else None
 
-    def _resume_folder(self, args, state) -> Path:
+    def _resume_folder(self, args: TrainingArguments, state: TrainerState) -> Path:
         folder = self._named_folder(args) or _checkpoint_folder(args, state)
         if not (folder / INDEX_FILE).is_file():
             raise SideFileError(
@@ -148,5 +172,5 @@ class DropInCallback(TrainerCallback):
         return folder
 
 
-def _checkpoint_folder(args, state) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
