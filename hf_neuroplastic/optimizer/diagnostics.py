@@ -1,34 +1,30 @@
-"""What a NeuroPlastic step did, recomputed on request from the state it left and the gradients it used."""
+"""What the last NeuroPlastic step did, from the sums it left."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from neuroplastic_kernels import Hyperparameters, NeuronFactor, measure
-
 
 @torch.no_grad()
-def diagnose(
-    stepped: Iterable[tuple[Tensor, dict[str, Tensor], NeuronFactor | None, dict[str, Any]]],
-) -> dict[str, Tensor]:
-    """Join the measurements of (parameter with gradient, its state, its neurons' factors, its options).
-
-    See `NeuroPlastic.diagnostics`.
-    """
-    measured, elements = [], 0
-    for param, state, neurons, options in stepped:
-        measured.append(measure(param, state, neurons, Hyperparameters(**options)))
-        elements += param.numel()
-    if not measured:
-        raise RuntimeError("diagnostics needs the gradients of a step: call it after step() and before zero_grad()")
-    device = measured[0].device
-    totals = torch.stack([each.to(device) for each in measured]).sum(0)
-    alpha, at_lower, at_upper = (totals[:3] / elements).unbind()
-    return {
-        "alpha_mean": alpha,
-        "share_at_lower": at_lower,
-        "share_at_upper": at_upper,
-        "update_gradient_ratio": (totals[3] / totals[4]).sqrt(),
+def diagnose(stepped: Iterable[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Join the sums of (elements of a parameter, its state). See `NeuroPlastic.diagnostics`."""
+    sums, elements, skipped = list[Tensor](), 0, list[Tensor]()
+    for numel, state in stepped:
+        sums.append(state["sums"])
+        elements += numel
+        skipped += [state["skipped"]] if "skipped" in state else []
+    if not sums:
+        raise RuntimeError("diagnostics needs the sums that a step leaves: call it after step()")
+    device = sums[0].device
+    activity, gradient, memory, base, update = torch.stack([each.to(device, sums[0].dtype) for each in sums]).sum(0)
+    report = {
+        "alpha_rms": (update / base).sqrt(),
+        "activity_mean": activity / elements,
+        "gradient_mean": gradient / elements,
+        "memory_mean": memory / elements,
+        "base_norm": base.sqrt(),
     }
+    if skipped:
+        report["skipped"] = torch.stack([each.to(device) for each in skipped]).sum()
+    return report

@@ -1,6 +1,6 @@
 """NeuroPlastic: an optimizer whose steps are scaled, element by element, by a plasticity coefficient.
 
-Source: arXiv 2604.26297. The formulas are in `neuroplastic_kernels.plasticity_step.formulas`.
+Source: arXiv 2604.26297. The formulas are in `neuroplastic_kernels.plasticity_step.reference`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,17 +10,28 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import Hyperparameters, NeuronFactor, gradient_squares, plasticity_step, select
+from neuroplastic_kernels import NeuronFactor, plasticity_step, select
 
+from .clipping import gradient_factor
 from .diagnostics import diagnose
-from .options import RULES, STORAGE, check_options, refuse_strangers
-from .state import completed_groups, decoded, initial_state, matched_state, restored
+from .options import NOT_OF_A_STEP, RULES, check_options, refuse_strangers
+from .state import completed_groups, initial_state, matched_state, restored
 
-STEP_OPTIONS = tuple(name for name in RULES if name not in STORAGE)
+STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
 
 
 class NeuroPlastic(Optimizer):
-    """Modulates the step of a base optimizer by gradient magnitude, gradient activity and memory.
+    """AdamW whose step, element by element, is scaled by a plasticity coefficient alpha, at AdamW's cost in time and memory.
+
+        alpha = clip(.4 * sqrt(v)/mean + .4 * |g|/mean + .2 * |m|/(sqrt(v) + eps)/mean, .2, 2)
+        p <- p - lr * h * alpha * m'/(sqrt(v') + eps)                h = ||base|| / ||alpha*base||
+
+    m and v are Adam's moments of the gradient g; the three means, and h, which keeps the norm of the step, are those of this
+    tensor's step before. The first step is AdamW's own.
+
+        optimizer = NeuroPlastic(model.parameters(), lr=5e-5, weight_decay=0.01)
+        trainer = Trainer(model, args, train_dataset=data, optimizers=(optimizer, None))
+        trainer.train()
 
     Args:
         params: parameters, named parameters or groups, as any torch optimizer takes them. Real, dense, floating.
@@ -28,13 +39,17 @@ class NeuroPlastic(Optimizer):
         base: the step that is modulated. "adamw": AdamW's, with its learning rates. "momentum": SGD's with momentum b1.
             "gradient": the paper's form, the raw gradient, with learning rates near 0.1.
         betas: decays (b1, b2) of the moments; None takes (.9, .999) for "adamw" and (.9, .99) otherwise.
+        activity: the first signal. "rms": sqrt(v'), which needs no state of its own. "trace": the paper's running mean of |g|,
+            4 bytes per parameter more. None takes "trace" for "gradient", which knows no other, and "rms" otherwise.
+        statistics: whose means alpha is divided by. "previous": those of the step before, in one pass over memory. "exact":
+            those of this step, in three. None takes "exact" for "gradient", which knows no other, and "previous" otherwise.
         trace_decay: decay of the trace of |g|.
-        signal_weights: weights of the trace, of |g| and of the memory |m| / (sqrt(v) + eps).
+        signal_weights: weights of the activity, of |g| and of the memory |m'|/(sqrt(v') + eps).
         alpha_range: bounds (lo, hi) of the coefficient before blending.
-        plasticity_scale: how far the coefficient goes from the gradient-only one to the full one; 1 is all the way.
-        strength: 1 for the coefficient as it is, 0 for the bare base: torch's AdamW, SGD with momentum, or SGD.
+        plasticity_scale: how far alpha goes from the coefficient of |g| alone, clip(|g|/mean), to the full one; 1 is all the
+            way, 0 is |g| alone.
+        strength: 1 for alpha as it is, 0 for the bare base: torch's AdamW bit for bit, SGD with momentum, or SGD.
         warmup_steps: optimizer steps over which `plasticity_scale` rises from 0.
-        signals: "all", or "gradient" for the coefficient of |g| alone.
         max_update_norm: limit of a tensor's update norm, base "gradient" only; None or inf for no limit.
         target_rms, homeostatic_rate: a gain 1 + rate * (target_rms - rms) within [.5, 1.5], base "gradient" only; rate 0
             for none. The other bases keep the norm of the base's step in every tensor.
@@ -46,41 +61,38 @@ class NeuroPlastic(Optimizer):
         max_grad_norm: clip the norm of all gradients together to this, as torch.nn.utils.clip_grad_norm_ would before the
             step; None for no clipping. It takes the place of Trainer's, to which then give max_grad_norm=0. Groups that name
             different norms are clipped apart: each number limits the norm of the groups that name it.
+        skip_nonfinite: leave a tensor whose gradient holds inf or NaN, and its state, as they are, and count the step in the
+            state `skipped`. Without it the elements concerned become NaN for good, as under AdamW.
         stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
         seed: of that rounding and of 8-bit state's.
-        state_bits: 32, or 8 to keep the state in about 3 bytes per parameter rather than 12. Contiguous, unsharded float32
+        state_bits: 32, or 8 to keep the state in about 2 bytes per parameter rather than 8. Contiguous, unsharded float32
             and half-precision tensors of at least 4096 elements take it, others stay as they are. Meant for CUDA: on the
             CPU it is slow. DropIn does not replace neurons under it.
-        capturable: keep step counters on the parameters' device for the reference form too, so that it can be captured in a
-            CUDA graph; the fused form always can, after one step outside. A learning rate that changes must be a tensor.
-        compile: for parameters on the CPU: take the step in C++, four to five times as fast. The system's compiler builds it
-            on first use, in a second or two, and it is kept in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
-            NEUROPLASTIC_CACHE_DIR are respected). None does so where it can and goes on with PyTorch elsewhere; True
-            raises where it cannot; False is PyTorch. They agree to rounding. (A fused step on CUDA builds a small library
-            there too, if it can, which reads where tensors lie.)
-        backend: "auto", "reference" or "fused".
+        backend: "auto": Triton on CUDA devices, C++ on the CPU, PyTorch where neither can run. "fused" (Triton), "native" (C++)
+            and "reference" (PyTorch) raise where they cannot. They agree to rounding. The system's compiler builds the native
+            form on first use, in seconds, and keeps it in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
+            NEUROPLASTIC_CACHE_DIR are respected).
 
     Attributes:
         neuron_factors: parameter -> NeuronFactor(values, dim), empty at first: what each neuron's part of the parameter's
             step is multiplied by, last of all before the learning rate. 1 is exactly as without, 0 freezes the part, but for
             decoupled decay. Change the values in place between steps; they are not part of `state_dict`.
 
-    All but `compile` and `backend` may differ between groups. The state of a parameter is `step` (a float32 scalar; on the
-    CPU, but for CUDA parameters that the fused form may take), `trace`, `exp_avg` and `exp_avg_sq` (of its shape; float32 for
-    half precision, otherwise its own dtype; codes with `state_bits=8`, and then `scales`).
+    All but `backend` may differ between groups. The state of a parameter is AdamW's, `step` (a float32 scalar; on the CPU, but
+    for CUDA parameters that the fused form may take), `exp_avg` and `exp_avg_sq` (of its shape; float32 for half precision,
+    otherwise its own dtype; codes with `state_bits=8`, and then `scales`), and `sums` (5 numbers: see `diagnostics`); `trace`
+    where activity is "trace". AdamW's state loads into NeuroPlastic and back.
 
     With torch.amp.GradScaler the step itself takes the loss scale off and is left out, parameters, state and counters alike,
-    if a gradient overflowed; `grad` stays scaled.
+    if a gradient overflowed; `grad` stays scaled. A fused step can be captured in a CUDA graph, after one step outside; a
+    learning rate that changes must then be a tensor.
 
-    Means and norms are taken over a whole tensor, so a non-finite gradient makes its whole tensor non-finite.
-
-    Deviations from the paper: warm-up counts steps rather than epochs; the bases "adamw" and "momentum", whose homeostasis
-    conserves the step's norm; `strength`; decoupled decay.
+    Deviations from the paper: those of `neuroplastic_kernels.plasticity_step.reference`.
 
     Raises:
         ValueError: an option out of its range, or a complex or otherwise unsupported parameter, by name.
-        RuntimeError: a backend or compiler that is asked for and missing or failing; sparse gradients; `compile` with
-            parameters that are not on the CPU, in `step`; a parameter whose gradient or state has another shape.
+        RuntimeError: a backend or compiler that is asked for and missing or failing; sparse gradients; a parameter whose
+            gradient or state has another shape.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then sets `grad_scale` and `found_inf` around a step
@@ -92,13 +104,14 @@ class NeuroPlastic(Optimizer):
         *,
         base: str = "adamw",
         betas: tuple[float, float] | None = None,
+        activity: str | None = None,
+        statistics: str | None = None,
         trace_decay: float = 0.95,
         signal_weights: tuple[float, float, float] = (0.4, 0.4, 0.2),
         alpha_range: tuple[float, float] = (0.2, 2.0),
         plasticity_scale: float = 1.0,
         strength: float = 1.0,
         warmup_steps: float = 0,
-        signals: str = "all",
         max_update_norm: float | None = 1.0,
         target_rms: float = 0.02,
         homeostatic_rate: float = 0.01,
@@ -107,42 +120,18 @@ class NeuroPlastic(Optimizer):
         decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
         max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
         state_bits: int = 32,
-        capturable: bool = False,
-        compile: bool | None = None,
         backend: str = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "base": base,
-            "betas": betas,
-            "trace_decay": trace_decay,
-            "signal_weights": signal_weights,
-            "alpha_range": alpha_range,
-            "plasticity_scale": plasticity_scale,
-            "strength": strength,
-            "warmup_steps": warmup_steps,
-            "signals": signals,
-            "max_update_norm": max_update_norm,
-            "target_rms": target_rms,
-            "homeostatic_rate": homeostatic_rate,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-            "max_grad_norm": max_grad_norm,
-            "stochastic_rounding": stochastic_rounding,
-            "seed": seed,
-            "state_bits": state_bits,
-            "capturable": capturable,
-        }
-        select("plasticity_step", backend, compile=compile)
-        self.compile, self.backend = compile, backend
+        given = locals()
+        select("plasticity_step", backend)
+        self.backend = backend
         self.neuron_factors: dict[Tensor, NeuronFactor] = {}
         self._workspace: dict[Any, Any] = {}
-        super().__init__(params, defaults)
+        super().__init__(params, {name: given[name] for name in RULES})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not set come from the constructor. Raises as the constructor does."""
@@ -158,7 +147,7 @@ class NeuroPlastic(Optimizer):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"compile": self.compile, "backend": self.backend, "neuron_factors": self.neuron_factors}
+        kept = {"backend": self.backend, "neuron_factors": self.neuron_factors}
         return {**super().__getstate__(), **kept, "_workspace": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -177,41 +166,30 @@ class NeuroPlastic(Optimizer):
         if self.neuron_factors:
             refuse_strangers(self.neuron_factors, self.param_groups)
         lists = [self._lists(group) for group in self.param_groups]
-        squares = self._gradient_squares(lists)
+        factors = self._gradient_factors(lists)
         for index, (group, tensors) in enumerate(zip(self.param_groups, lists, strict=True)):
             if tensors is not None:
                 plasticity_step(
                     **tensors,
-                    grad_scale=getattr(self, "grad_scale", None),
+                    gradient_factor=factors.get(group["max_grad_norm"]),
                     found_inf=getattr(self, "found_inf", None),
-                    gradient_squares=squares.get(group["max_grad_norm"]),
                     backend=self.backend,
-                    compile=self.compile,
                     workspace=self._workspace.setdefault(index, {}),
                     **{name: group[name] for name in STEP_OPTIONS},
                 )
         return loss
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the last step did, from the state and the gradients it used: call it after `step`, before `zero_grad`.
+        """What the last step of every parameter did, from the sums it left, which costs nothing.
 
-        Returns scalars on the parameters' device, over all parameters with a gradient: `alpha_mean`; `share_at_lower` and
-        `share_at_upper`, the shares of elements whose coefficient lies at or beyond the bounds of `alpha_range`;
-        `update_gradient_ratio`, the norm of the step before the learning rate over that of the gradient. With coupled decay
-        they take the parameter as it is now, and gradients as they are: not clipped, no loss scale taken off. Raises
-        RuntimeError if no stepped parameter has a gradient.
+        Returns scalars on the first parameter's device, over all parameters that were stepped: `alpha_rms`, the root of the
+        mean of alpha^2, weighted with base^2; `activity_mean`, `gradient_mean` and `memory_mean`, the means of the three
+        signals; `base_norm`, the norm of the base's step, which h restores, before the learning rate (for the base "gradient"
+        the gradient's norm); `skipped`, the sum of all skipped steps, with `skip_nonfinite`. With strength 0 the sums are 0,
+        `alpha_rms` NaN. Raises RuntimeError before the first step.
         """
-        return diagnose(
-            (
-                param,
-                decoded(self.state[param]),
-                self.neuron_factors.get(param),
-                {k: group[k] for k in Hyperparameters._fields},
-            )
-            for group in self.param_groups
-            for param in group["params"]
-            if param.grad is not None and param.numel() and self.state.get(param)
-        )
+        stepped = ((param, self.state.get(param)) for group in self.param_groups for param in group["params"])
+        return diagnose((param.numel(), state) for param, state in stepped if state)
 
     def _lists(self, group: dict[str, Any]) -> dict[str, Any] | None:
         """The tensors of a group's step, as arguments of `plasticity_step`; None if nothing has a gradient."""
@@ -228,41 +206,37 @@ class NeuroPlastic(Optimizer):
         return {
             "params": params,
             "grads": grads,
-            "traces": [state["trace"] for state in states],
-            "exp_avgs": [state["exp_avg"] for state in states],
-            "exp_avg_sqs": [state["exp_avg_sq"] for state in states],
-            "steps": [state["step"] for state in states],
-            "scales": [state.get("scales") for state in states] if group["state_bits"] == 8 else None,
+            "states": states,
             "neuron_factors": list(map(self.neuron_factors.get, params)) if self.neuron_factors else None,
         }
 
-    def _gradient_squares(self, lists: Sequence[dict[str, Any] | None]) -> dict[float | None, Tensor]:
-        """For each `max_grad_norm`, the sum of squares of all gradients that are clipped to it."""
-        clipped: dict[float, list[Tensor | None]] = {}
+    def _gradient_factors(self, lists: Sequence[dict[str, Any] | None]) -> dict[float | None, Tensor | None]:
+        """For each `max_grad_norm`, what the gradients that are clipped to this norm are multiplied by; None for by 1."""
+        grads: dict[float | None, list[Tensor]] = {}
         for group, tensors in zip(self.param_groups, lists, strict=True):
-            if tensors is not None and group["max_grad_norm"] is not None:
-                clipped.setdefault(group["max_grad_norm"], []).extend(tensors["grads"])
-        return {
-            norm: gradient_squares(
-                grads, backend=self.backend, workspace=self._workspace.setdefault(("squares", number), {})
-            )
-            for number, (norm, grads) in enumerate(clipped.items())
-        }
+            held = () if tensors is None else tensors["grads"]
+            dense = (
+                grad for grad in held if grad is not None and grad.layout is torch.strided
+            )  # others: see plasticity_step
+            grads.setdefault(group["max_grad_norm"], []).extend(dense)
+        finite_only = any(group["skip_nonfinite"] for group in self.param_groups)
+        scale = getattr(self, "grad_scale", None)
+        return {norm: gradient_factor(held, norm, scale, finite_only) for norm, held in grads.items() if held}
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[param]
-        state.update(initial_state(param, group["state_bits"], self._counter_device(param, group)))
+        state.update(initial_state(param, group, self._counter_device(param)))
         return state
 
-    def _counter_device(self, param: Tensor, group: dict[str, Any]) -> torch.device:
-        may_be_fused = param.is_cuda and self.backend != "reference"
-        return param.device if group["capturable"] or may_be_fused else torch.device("cpu")
+    def _counter_device(self, param: Tensor) -> torch.device:
+        return param.device if param.is_cuda and self.backend != "reference" else torch.device("cpu")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, keeping its tensors in their own precision, or in that of this optimizer's `state_bits`.
 
-        A state without a trace, as torch's Adam and AdamW save it, is taken with a trace that starts anew. Options it does
-        not hold keep their defaults. Raises ValueError, before anything changes, for a state of other keys or shapes.
+        The state of torch's Adam and AdamW is taken as it is: the next step is AdamW's own, those after it are plastic; a trace
+        starts anew. Options it does not hold keep their defaults. Raises ValueError, before anything changes, for a state of
+        other keys or shapes.
         """
         saved: list[tuple[Tensor, dict[str, Any]]] = []
 
@@ -273,8 +247,7 @@ class NeuroPlastic(Optimizer):
         def restore(_: Optimizer) -> None:
             groups = {param: group for group in self.param_groups for param in group["params"]}
             for param, entry in saved:
-                group = groups[param]
-                self.state[param] = restored(param, entry, group["state_bits"], self._counter_device(param, group))
+                self.state[param] = restored(param, entry, groups[param], self._counter_device(param))
 
         # torch rounds state to the parameter's dtype on loading; after every caller's hook, take the state as it was saved
         handles = (

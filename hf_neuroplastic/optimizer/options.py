@@ -9,8 +9,12 @@ from torch import Tensor
 
 from neuroplastic_kernels import NeuronFactor
 
-BETAS = {"gradient": (0.9, 0.99), "adamw": (0.9, 0.999), "momentum": (0.9, 0.99)}
-SIGNALS = ("all", "gradient")
+# What an option of None becomes, by base.
+OWN: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "activity": "rms", "statistics": "previous", "decoupled_weight_decay": True},
+    "momentum": {"betas": (0.9, 0.99), "activity": "rms", "statistics": "previous", "decoupled_weight_decay": False},
+    "gradient": {"betas": (0.9, 0.99), "activity": "trace", "statistics": "exact", "decoupled_weight_decay": False},
+}
 
 
 def is_number(value: Any) -> bool:
@@ -49,20 +53,25 @@ def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def is_one_of(*allowed: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in allowed
+
+
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (is_learning_rate, "a finite number >= 0 or a tensor of one element"),
-    "base": (lambda value: isinstance(value, str) and value in BETAS, f"one of {', '.join(map(repr, BETAS))}"),
+    "base": (is_one_of(*OWN), f"one of {', '.join(map(repr, OWN))}"),
     "betas": (is_sequence_of(2, is_decay), "two numbers >= 0 and < 1, or None for the base's own"),
+    "activity": (is_one_of("rms", "trace"), "'rms', 'trace', or None for the base's own"),
+    "statistics": (is_one_of("previous", "exact"), "'previous', 'exact', or None for the base's own"),
     "trace_decay": (is_decay, "a number >= 0 and < 1"),
     "signal_weights": (
         is_sequence_of(3, is_at_least_zero),
-        "three numbers >= 0: of the trace, the gradient, the memory",
+        "three numbers >= 0: of the activity, the gradient, the memory",
     ),
     "alpha_range": (is_range, "two numbers 0 <= lo <= hi"),
     "plasticity_scale": (is_at_least_zero, "a number >= 0"),
     "strength": (is_at_least_zero, "a number >= 0; 0 switches plasticity off"),
     "warmup_steps": (is_at_least_zero, "a number of steps >= 0; 0 for no warm-up"),
-    "signals": (lambda value: isinstance(value, str) and value in SIGNALS, "'all' or 'gradient'"),
     "max_update_norm": (is_norm, "a number > 0, or None for no limit"),
     "target_rms": (is_at_least_zero, "a number >= 0"),
     "homeostatic_rate": (is_at_least_zero, "a number >= 0; 0 for none"),
@@ -71,32 +80,32 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decoupled_weight_decay": (is_bool, "True, False, or None for the base's own"),
     "maximize": (is_bool, "True or False"),
     "max_grad_norm": (is_norm, "a number > 0, or None for no clipping"),
+    "skip_nonfinite": (is_bool, "True or False"),
     "stochastic_rounding": (is_bool, "True or False"),
     "seed": (is_seed, "a whole number >= 0 and < 2**63"),
     "state_bits": (lambda value: is_seed(value) and value in (8, 32), "8 or 32"),
-    "capturable": (is_bool, "True or False"),
 }
-STORAGE = ("state_bits", "capturable")  # how state is kept; the other options are arguments of a step
+NOT_OF_A_STEP = ("max_grad_norm", "state_bits")  # the other options are arguments of `plasticity_step`
 
 
 def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
     """The options of one group, complete and checked.
 
-    `betas` and `decoupled_weight_decay` of None become the base's own, an infinite norm becomes None, no limit. Keys
-    without a rule are dropped. Raises ValueError naming the option, the value, what is allowed and `where` it stood.
+    Options of None become the base's own, where it has one; an infinite norm becomes None, no limit. Keys without a rule are
+    dropped. Raises ValueError naming the option, the value, what is allowed and `where` the value stood.
     """
-    options = {name: options[name] for name in RULES}
-    if options["betas"] is None:
-        options["betas"] = BETAS.get(str(options["base"]), BETAS["adamw"])
-    if options["decoupled_weight_decay"] is None:
-        options["decoupled_weight_decay"] = options["base"] == "adamw"
+    own = OWN.get(str(options["base"]), OWN["adamw"])
+    options = {name: own.get(name) if options[name] is None else options[name] for name in RULES}
     for name, (allowed, rule) in RULES.items():
         if not allowed(options[name]):
             raise ValueError(f"{name} must be {rule}; got {options[name]!r} in {where}")
-    for name in ("max_update_norm", "max_grad_norm"):
-        if options[name] == math.inf:
-            options[name] = None
-    return options
+    for name in ("activity", "statistics"):
+        if options["base"] == "gradient" and options[name] != own[name]:
+            raise ValueError(
+                f"{name} must be {own[name]!r} for base 'gradient', the paper's own step; got {options[name]!r} in {where}: "
+                "leave the option out, or take base 'adamw' or 'momentum'"
+            )
+    return options | {name: None for name in ("max_update_norm", "max_grad_norm") if options[name] == math.inf}
 
 
 def refuse_strangers(factors: Mapping[Any, Any], groups: Sequence[dict[str, Any]]) -> None:

@@ -9,26 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ASTConfig, ASTModel, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import ASTConfig, ASTModel, Wav2Vec2Config, Wav2Vec2Model
 
 from hf_neuroplastic import NeuroPlastic
-from neuroplastic_kernels.plasticity_step.formulas import Hyperparameters, apply_update, moment
-from neuroplastic_kernels.plasticity_step.reference import one_piece, propose
+from neuroplastic_kernels import SUMS, Hyperparameters
+from neuroplastic_kernels.plasticity_step.reference import step_tensor
 
 WIDE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "wav2vec2-base": lambda: Wav2Vec2Model(Wav2Vec2Config()),
     "AST": lambda: ASTModel(ASTConfig()),
     "wav2vec2-large": lambda: Wav2Vec2Model(
         Wav2Vec2Config(**WIDE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
     ),
+    "211 tiny tensors": lambda: torch.nn.ParameterList(
+        torch.zeros(16) for _ in range(211)
+    ),  # what a step costs the host
 }
 OPTIONS = {"lr": 1e-5, "weight_decay": 0.01}
-ADAMW_BYTES, PLASTIC_BYTES = 28, 36  # per fp32 parameter, every stream moved once: p, g, m, v; and a
-FUSED_BYTES = 12 + 32 + 12  # of the three launches
-EIGHT_BIT_BYTES = 6 + 7 + 18 + 4 * (2 + 3 + 6) / 256  # likewise; the last part are scales
-WARMUP = 3
+# Bytes per float32 parameter: every stream once (p, g, m, v; a), with an exact step's measuring passes, and of 8-bit codes.
+ONCE, TRACE, EXACT, EIGHT_BIT = 28, 36, 28 + 2 * 12, 16 + 16 / 256
+WARMUP, MAX_NORM = 3, 1.0
 COMPILED, PATIENCE = "NeuroPlastic(torch.compile'd reference)", 120  # seconds to compile in
+Build = Callable[[list[Tensor]], tuple[Any, Callable[[], Any]]]
 
 
 class CompiledReference:
@@ -36,48 +39,60 @@ class CompiledReference:
 
     def __init__(self, params: list[Tensor]) -> None:
         self.params = params
-        names = ("trace", "exp_avg", "exp_avg_sq")
-        self.state = {p: {name: torch.zeros_like(p).view(-1) for name in names} for p in params}
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         for p in params:
-            self.state[p]["step"] = torch.zeros((), device=p.device)
+            moments = {name: torch.zeros_like(p).view(-1) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[p] = moments | {"step": torch.zeros(()), "sums": torch.zeros(SUMS, device=p.device)}
         rule = Hyperparameters(base="adamw", betas=(0.9, 0.999), decoupled_weight_decay=True, **OPTIONS)
-
-        def step(
-            param: Tensor, grad: Tensor, trace: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, count: Tensor
-        ) -> None:
-            count += 1
-            now, piece = moment(count.double(), rule), one_piece(param, grad, trace, exp_avg, exp_avg_sq)
-            apply_update(piece, propose([piece], rule, now), rule, now)
-
-        self._step = torch.compile(step, dynamic=True)
+        self._step = torch.compile(lambda p, g, state: step_tensor(p, g, state, rule, p), dynamic=True)
 
     @torch.no_grad()
     def step(self) -> None:
-        for param in self.params:
-            self._step(param.view(-1), param.grad.view(-1), *self.state[param].values())
+        for param, state in self.state.items():
+            state["step"] += 1
+            self._step(param.view(-1), param.grad.view(-1), state)
 
 
-def optimizers(device: str, compiled: bool) -> dict[str, tuple[Callable[[list[Tensor]], Any], float]]:
-    """Name -> (how to build it, the bytes per parameter it moves). The first is the one ratios refer to.
+def stepping(make: Callable[..., Any], **options: Any) -> Build:
+    def build(params: list[Tensor]) -> tuple[Any, Callable[[], Any]]:
+        optimizer = make(params, **options)
+        return optimizer, optimizer.step
 
-    The fused forms' bytes are those their launches move; the others' are what they cannot go below.
+    return build
+
+
+def clipping(params: list[Tensor]) -> tuple[Any, Callable[[], Any]]:
+    """What a training loop does: the norm of all gradients, the gradients times a factor, then the step."""
+    optimizer = torch.optim.AdamW(params, **OPTIONS, fused=True)
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+        optimizer.step()
+
+    return optimizer, step
+
+
+def optimizers(device: str, compiled: bool) -> dict[str, tuple[Build, float]]:
+    """Name -> (how to build the optimizer and its step, the bytes per parameter that the step moves at least).
+
+    Ratios refer to the first.
     """
-    adamw, ours = torch.optim.AdamW, NeuroPlastic
-    built: dict[str, tuple[Callable[[list[Tensor]], Any], float]] = {
-        "AdamW(fused)": (lambda p: adamw(p, **OPTIONS, fused=True, capturable=device == "cuda"), ADAMW_BYTES),
-        "AdamW(foreach)": (lambda p: adamw(p, **OPTIONS, foreach=True), ADAMW_BYTES),
-        "NeuroPlastic(reference)": (lambda p: ours(p, **OPTIONS, backend="reference"), PLASTIC_BYTES),
+    ours, best = lambda p, **options: NeuroPlastic(p, **OPTIONS, **options), "fused" if device == "cuda" else "native"
+    fused = stepping(torch.optim.AdamW, **OPTIONS, fused=True, capturable=device == "cuda")
+    built: dict[str, tuple[Build, float]] = {
+        "AdamW(fused)": (fused, ONCE),
+        "AdamW(foreach)": (stepping(torch.optim.AdamW, **OPTIONS, foreach=True), ONCE),
+        "clip_grad_norm_ + AdamW(fused)": (clipping, ONCE + 12),
+        f"NeuroPlastic({best})": (stepping(ours, backend=best), ONCE),
+        f"NeuroPlastic({best}, trace)": (stepping(ours, backend=best, activity="trace"), TRACE),
+        f"NeuroPlastic({best}, exact)": (stepping(ours, backend=best, statistics="exact"), EXACT),
+        f"NeuroPlastic({best}, max_grad_norm)": (stepping(ours, backend=best, max_grad_norm=MAX_NORM), ONCE + 4),
+        "NeuroPlastic(reference)": (stepping(ours, backend="reference"), ONCE),
     }
-    if device == "cpu":
-        built["NeuroPlastic(native)"] = (lambda p: ours(p, **OPTIONS, compile=True), PLASTIC_BYTES)
     if device == "cuda":
-        built["NeuroPlastic(fused)"] = (lambda p: ours(p, **OPTIONS, backend="fused"), FUSED_BYTES)
-        built["NeuroPlastic(fused, 8-bit)"] = (
-            lambda p: ours(p, **OPTIONS, backend="fused", state_bits=8),
-            EIGHT_BIT_BYTES,
-        )
+        built["NeuroPlastic(fused, 8-bit)"] = (stepping(ours, backend="fused", state_bits=8), EIGHT_BIT)
     if compiled:
-        built[COMPILED] = (CompiledReference, PLASTIC_BYTES)
+        built[COMPILED] = (stepping(CompiledReference), ONCE)
     return built
 
 
@@ -147,20 +162,22 @@ def state_bytes(optimizer: Any) -> int:
     return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
-def prepared(build: Callable[[], Any], device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+def prepared(
+    build: Callable[[], tuple[Any, Callable[[], Any]]], device: str
+) -> tuple[Callable[[], Any], dict[str, Any]]:
     """An optimizer's step, warmed up, and what is counted once: bytes kept and needed, launches."""
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    optimizer = build()
+    optimizer, step = build()
     for _ in range(WARMUP):
-        optimizer.step()
+        step()
     kept = torch.cuda.memory_allocated() - before if device == "cuda" else None
     counted = {
         "state_bytes": state_bytes(optimizer),
         "kept_bytes": kept,  # state and workspace, on CUDA
-        "peak_bytes": peak_memory(optimizer.step, device),
-        "launches": launches(optimizer.step, device),
+        "peak_bytes": peak_memory(step, device),
+        "launches": launches(step, device),
     }
-    return optimizer.step, counted
+    return step, counted
 
 
 def measure(model: str, device: str, rounds: int, compiled: bool) -> list[dict[str, Any]]:
@@ -205,8 +222,8 @@ def measure(model: str, device: str, rounds: int, compiled: bool) -> list[dict[s
 
 
 def run(device: str, quick: bool, compiled: bool = False) -> list[dict[str, Any]]:
-    """All rows; `quick` takes the first model and fewer rounds, `compiled` has torch.compile try on the CPU, too."""
-    models, rounds = list(MODELS)[:1] if quick else list(MODELS), 5 if quick else 15
+    """All rows; `quick` takes the first and the last list and fewer rounds; `compiled`: torch.compile on the CPU, too."""
+    models, rounds = list(MODELS)[:: 3 if quick else 1], 5 if quick else 15
     rows: list[dict[str, Any]] = []
     compiled = compiled or device == "cuda"
     for model in models:

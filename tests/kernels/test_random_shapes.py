@@ -6,7 +6,7 @@ import pytest
 import torch
 from neuron_cases import copy_site, map_tensors, random_site
 
-from neuroplastic_kernels import ffn_activation, neuron_reinit, plasticity_step, synaptic_scale
+from neuroplastic_kernels import SUMS, ffn_activation, neuron_reinit, plasticity_step, synaptic_scale
 from neuroplastic_kernels.ffn_activation.neuron_sums import ROWS
 from neuroplastic_kernels.ffn_activation.reference import ACTIVATIONS
 
@@ -34,24 +34,23 @@ def _plasticity_step(draw, device):
     dtypes = [draw.choice(list(TOLERANCE)) for _ in range(draw.randint(1, 5))]
     shapes = [(_size(draw, 6), _size(draw, 7)) for _ in dtypes]
     options = {
-        "lr": 0.01,
-        "base": draw.choice(("gradient", "adamw", "momentum")),
-        "betas": (0.9, 0.99),
-        "weight_decay": draw.choice((0.0, 0.1)),
-        "max_grad_norm": draw.choice((None, 1.0)),
-    }
+        "lr": 0.01, "base": draw.choice(("gradient", "adamw", "momentum")), "betas": (0.9, 0.99),
+        "weight_decay": draw.choice((0.0, 0.1)), "decoupled_weight_decay": draw.choice((False, True)),
+        "statistics": draw.choice(("previous", "exact")), "skip_nonfinite": draw.choice((False, True)),
+    }  # fmt: skip
+    names = ["exp_avg", "exp_avg_sq", *draw.choice(([], ["trace"]))]
     params = [torch.randn(shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     gradients = [[torch.randn(p.shape).to(p.dtype) for p in params] for _ in range(2)]
 
     def run(backend, where):
-        held = [p.to(where, copy=True) for p in params]
-        state = [[torch.zeros_like(p, dtype=torch.float32) for p in held] for _ in range(3)]
-        steps, workspace = [torch.zeros((), device=where) for _ in held], {}
+        held, workspace = [p.to(where, copy=True) for p in params], {}
+        states = [{name: torch.zeros_like(p, dtype=torch.float32) for name in names} for p in held]
+        for state in states:
+            state |= {"step": torch.zeros((), device=where), "skipped": torch.zeros((), device=where)}
+            state["sums"] = torch.zeros(SUMS, device=where)
         for each in gradients:
-            plasticity_step(
-                held, [g.to(where) for g in each], *state, steps, backend=backend, workspace=workspace, **options
-            )
-        return [*held, *(tensor for moment in state for tensor in moment)]
+            plasticity_step(held, [g.to(where) for g in each], states, backend=backend, workspace=workspace, **options)
+        return [*held, *(tensor for state in states for tensor in state.values())]
 
     _assert_close(run("fused", device), run("reference", "cpu"))
 
@@ -67,10 +66,10 @@ def _ffn_activation(draw, device):
 
     def run(backend, where, kind):
         h, bias, upstream = (t.to(where, kind) for t in given)
-        inputs, neuron_sums = [h.requires_grad_(), bias.requires_grad_()], torch.zeros(ROWS, shape[-1], device=where)
+        inputs, moments = [h.requires_grad_(), bias.requires_grad_()], torch.zeros(ROWS, shape[-1], device=where)
         mask = None if options["token_mask"] is None else options["token_mask"].to(where)
-        z = ffn_activation(*inputs, neuron_sums, backend=backend, **{**options, "token_mask": mask})
-        return [*(t.to(dtype) for t in (z.detach(), *torch.autograd.grad(z, inputs, upstream))), neuron_sums]
+        z = ffn_activation(*inputs, moments, backend=backend, **{**options, "token_mask": mask})
+        return [*(t.to(dtype) for t in (z.detach(), *torch.autograd.grad(z, inputs, upstream))), moments]
 
     _assert_close(run("fused", device, dtype), run("reference", "cpu", torch.float32))
 

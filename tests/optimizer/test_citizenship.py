@@ -10,7 +10,7 @@ import torch
 from hf_neuroplastic import NeuroPlastic
 
 BASES = ("gradient", "adamw", "momentum")
-STATE = ("step", "trace", "exp_avg", "exp_avg_sq")
+STATE = ("step", "exp_avg", "exp_avg_sq", "sums")
 
 
 def parameters(dtype=torch.float32):
@@ -100,31 +100,55 @@ def test_accelerate_keeps_the_precision_of_the_state():
     take_steps(wrapped, 2, 3)
 
 
-def test_the_state_is_four_tensors():
-    p = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.bfloat16))
+@pytest.mark.parametrize("activity", ["rms", "trace"])
+def test_the_state_is_adamw_s_and_five_sums(activity):
+    p = torch.nn.Parameter(torch.zeros(30, 2, dtype=torch.bfloat16))
     p.grad = torch.ones_like(p)
-    optimizer = NeuroPlastic([p])
+    optimizer = NeuroPlastic([p], activity=activity)
     optimizer.step()
-    assert set(optimizer.state[p]) == set(STATE)
-    assert optimizer.state[p]["step"].shape == ()
-    assert optimizer.state[p]["step"] == 1
-    assert all(optimizer.state[p][name].shape == p.shape for name in STATE[1:])
+    state = optimizer.state[p]
+    assert set(state) == {*STATE, *(["trace"] if activity == "trace" else [])}
+    assert state["step"].shape == ()
+    assert state["step"] == 1
+    assert sum(value.nbytes for value in state.values()) == 4 + (8 if activity == "rms" else 12) * p.numel() + 20
 
 
-def test_the_state_of_adamw_is_taken_with_a_new_trace():
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_state_of_adamw_is_taken_and_given_back_without_loss(fused):
+    """The first step after either is AdamW's own."""
     ours, theirs = parameters(), parameters()
-    adamw = torch.optim.AdamW(theirs, lr=0.02, weight_decay=0.3, betas=(0.8, 0.95))
+    backend = "native" if fused else "reference"
+    options = {"lr": 0.02, "weight_decay": 0.3, "betas": (0.8, 0.95)}
+    adamw, optimizer = torch.optim.AdamW(theirs, fused=fused, **options), NeuroPlastic(ours, backend=backend)
     take_steps(adamw, 0, 3)
-    optimizer = NeuroPlastic(ours, strength=0.0)
     for p, q in zip(ours, theirs, strict=True):
         p.data.copy_(q)
     optimizer.load_state_dict(through_a_file(adamw.state_dict()))
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     for each in (optimizer, adamw):
-        take_steps(each, 3, 6)
+        take_steps(each, 3, 4)
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-        assert optimizer.state[p]["trace"].abs().sum() > 0
+    take_steps(optimizer, 4, 6)
+    back = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in ours], fused=fused)
+    back.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert back.param_groups[0]["betas"] == (0.8, 0.95)
+    for p, q in zip(ours, back.param_groups[0]["params"], strict=True):
+        assert all(torch.equal(optimizer.state[p][name], back.state[q][name]) for name in STATE[:3])
+    take_steps(back, 6, 7)
+
+
+def test_a_trace_starts_anew_where_the_saved_state_has_none():
+    rms, trace = NeuroPlastic(parameters()), NeuroPlastic(parameters(), activity="trace")
+    take_steps(rms, 0, 2)
+    state = rms.state_dict()
+    del state["param_groups"][0]["activity"]
+    trace.load_state_dict(state)
+    for p in trace.param_groups[0]["params"]:
+        assert not trace.state[p]["trace"].any()
+    take_steps(trace, 2, 4)
+    rms.load_state_dict(trace.state_dict())  # with its option
+    assert all("trace" in rms.state[p] for p in rms.param_groups[0]["params"])
 
 
 def test_a_state_of_another_optimizer_or_shape_changes_nothing():
@@ -137,8 +161,12 @@ def test_a_state_of_another_optimizer_or_shape_changes_nothing():
         optimizer.load_state_dict(sgd.state_dict())
     other = NeuroPlastic([torch.nn.Parameter(torch.zeros(5, 4)), torch.nn.Parameter(torch.zeros(7))])
     take_steps(other, 0, 1)
-    with pytest.raises(ValueError, match=r"trace of parameter 1 has shape \(7,\), the parameter \(3,\)"):
+    with pytest.raises(ValueError, match=r"exp_avg of parameter 1 has shape \(7,\) where \(3,\) is needed"):
         optimizer.load_state_dict(other.state_dict())
+    three_passes = {**before.state_dict(), "state": copy.deepcopy(before.state_dict()["state"])}
+    three_passes["state"][1]["trace"] = three_passes["state"][1].pop("sums")[:3]
+    with pytest.raises(ValueError, match=r"parameter 1 holds a trace but no sums: .* NeuroPlastic of three passes"):
+        optimizer.load_state_dict(three_passes)
     invalid = before.state_dict()
     invalid["param_groups"][0]["trace_decay"] = 2
     with pytest.raises(ValueError, match=r"trace_decay .* got 2 in group 0 of the state to load"):
@@ -268,7 +296,7 @@ def test_dtypes_and_layouts_may_be_mixed():
     optimizer.step()
     for p, single in zip(mixed, alone, strict=True):
         assert torch.equal(p, single.param_groups[0]["params"][0])
-        assert optimizer.state[p]["trace"].stride() == p.stride()
+        assert optimizer.state[p]["exp_avg"].stride() == p.stride()
 
 
 def test_a_step_of_no_length_moves_nothing():

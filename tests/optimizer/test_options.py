@@ -17,7 +17,9 @@ BAD = {
     "plasticity_scale": [-1.0, math.nan],
     "strength": [-0.5, "full"],
     "warmup_steps": [-1, None],
-    "signals": ["none", ["all"]],
+    "activity": ["abs", ["rms"]],
+    "statistics": ["none", 1],
+    "skip_nonfinite": [1, None],
     "max_update_norm": [0.0, -1.0, math.nan, "no"],
     "target_rms": [-0.1],
     "homeostatic_rate": [-0.1],
@@ -46,8 +48,14 @@ def test_a_bad_option_of_a_later_group_names_the_group_and_leaves_it_out():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'reference', 'fused', got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'reference', 'native', 'fused', got 'cuda'"),
         ({"momentum": 0.9}, TypeError, "momentum"),
+        ({"base": "gradient", "statistics": "previous"}, ValueError, "statistics must be 'exact' for base 'gradient'"),
+        (
+            {"base": "gradient", "activity": "rms"},
+            ValueError,
+            "activity must be 'trace' for base 'gradient', .* 'adamw'",
+        ),
     ],
 )
 def test_other_bad_arguments(options, error, words):
@@ -56,11 +64,16 @@ def test_other_bad_arguments(options, error, words):
 
 
 @pytest.mark.parametrize(
-    ("base", "betas", "decoupled"),
-    [("gradient", (0.9, 0.99), False), ("adamw", (0.9, 0.999), True), ("momentum", (0.9, 0.99), False)],
+    ("base", "betas", "decoupled", "activity", "statistics"),
+    [
+        ("gradient", (0.9, 0.99), False, "trace", "exact"),
+        ("adamw", (0.9, 0.999), True, "rms", "previous"),
+        ("momentum", (0.9, 0.99), False, "rms", "previous"),
+    ],
 )
-def test_defaults_follow_the_base(base, betas, decoupled):
+def test_defaults_follow_the_base(base, betas, decoupled, activity, statistics):
     group = NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], base=base, max_update_norm=math.inf).param_groups[0]
     assert group["betas"] == betas
     assert group["decoupled_weight_decay"] is decoupled
+    assert (group["activity"], group["statistics"]) == (activity, statistics)
     assert group["max_update_norm"] is None

@@ -1,5 +1,7 @@
 """With plasticity switched off, NeuroPlastic is torch's SGD, SGD with momentum, AdamW and Adam."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -51,9 +53,34 @@ def test_without_plasticity_it_is_the_plain_optimizer(pair, maximize, dtype):
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
-def test_plasticity_is_on_by_default():
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("foreach_or_fused", [{"foreach": True}, {"fused": True}, {"foreach": False}], ids=str)
+def test_without_plasticity_it_is_adamw_bit_for_bit(foreach_or_fused, backend):
+    """In each form with torch's form of the same arithmetic: a root is rounded in two ways in torch's AdamW."""
+    if (backend == "native") != ("fused" in foreach_or_fused):
+        pytest.skip("another arithmetic")
+    if backend == "native" and not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((48, 64), (32,), (16, 3, 4))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = (
+        NeuroPlastic(ours, lr=0.01, strength=0.0, weight_decay=0.1, backend=backend),
+        torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, **foreach_or_fused),
+    )
+    for _ in range(20):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_plasticity_is_on_by_default_from_the_second_step_on():
     ours, theirs = (torch.nn.Parameter(torch.ones(6)) for _ in range(2))
-    ours.grad = theirs.grad = torch.arange(6.0)
-    NeuroPlastic([ours]).step()
-    torch.optim.AdamW([theirs], weight_decay=0.0).step()
-    assert not torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    optimizers = NeuroPlastic([ours]), torch.optim.AdamW([theirs], weight_decay=0.0)
+    for number in range(2):
+        ours.grad = theirs.grad = torch.arange(6.0) + number
+        for optimizer in optimizers:
+            optimizer.step()
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5) == (number == 0)

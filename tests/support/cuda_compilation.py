@@ -1,6 +1,6 @@
 """Compile the fused step's kernels for CUDA devices that need not be there. Run as a script, without TRITON_INTERPRET.
 
-Prints one line per kernel and kind of tensor: its name, the kind, and how many loads move 8 or 16 bytes at once.
+Prints a line per mode and kind of tensor: these, and how many loads move 8 or 16 bytes at once.
 """
 
 import re
@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from neuroplastic_kernels.plasticity_step.formulas import Hyperparameters
 from neuroplastic_kernels.plasticity_step.fused import kernel_rule
-from neuroplastic_kernels.plasticity_step.fused_gradient_squares import squares_kernel
-from neuroplastic_kernels.plasticity_step.fused_kernels import apply_kernel, signals_kernel, update_kernel
-from neuroplastic_kernels.plasticity_step.geometry import DEVICE
+from neuroplastic_kernels.plasticity_step.fused_kernels import join_kernel, step_kernel
+from neuroplastic_kernels.plasticity_step.reference import Hyperparameters
+from neuroplastic_kernels.plasticity_step.tables import DEVICE, DTYPES, Kind
 
 POINTERS = {torch.float32: "*fp32", torch.int64: "*i64"}
 
@@ -24,7 +22,8 @@ POINTERS = {torch.float32: "*fp32", torch.int64: "*i64"}
 def described(value: Any) -> Any:
     """The type of an example argument, as Triton's signatures spell it."""
     if isinstance(value, tuple):
-        return type(value)(*map(described, value))
+        parts = tuple(map(described, value))
+        return type(value)(*parts) if hasattr(value, "_fields") else parts
     if isinstance(value, torch.Tensor):
         return POINTERS[value.dtype]
     return {float: "fp32", int: "i32"}.get(type(value), "constexpr")
@@ -37,8 +36,8 @@ def constants(value: Any, path: tuple[int, ...]) -> dict[tuple[int, ...], Any]:
     return {path: getattr(value, "value", value)} if described(value) == "constexpr" else {}
 
 
-def compile_kernel(kernel: Any, capability: int, compiled_for: dict[str, Any], **arguments: Any) -> str:
-    """PTX for arguments like these. compiled_for: the values of arguments annotated as constants."""
+def compile_kernel(kernel: Any, capability: int, compiled_for: dict[str, Any], **arguments: Any) -> Any:
+    """The kernel for arguments like these. compiled_for: the values of arguments annotated as constants."""
     signature, fixed = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in compiled_for:
@@ -47,32 +46,39 @@ def compile_kernel(kernel: Any, capability: int, compiled_for: dict[str, Any], *
             signature[name] = described(arguments[name])
             fixed |= constants(arguments[name], (index,))
     source = ASTSource(kernel, signature=signature, constexprs=fixed)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4}).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+
+
+KINDS = {  # and the device's capability
+    "float32": (Kind(torch.float32, torch.float32, False, False, True), 90),
+    "bfloat16, trace": (Kind(torch.bfloat16, torch.bfloat16, True, False, True), 80),
+    "8 bits, trace": (Kind(torch.bfloat16, torch.float32, True, True, True), 90),
+}
+
+
+def step_arguments(**options: Any) -> dict[str, Any]:
+    """What both kernels take, with everything that options can ask for."""
+    hyper = {"lr": 0.1, "base": "adamw", "betas": (0.9, 0.999), "warmup_steps": 5, "weight_decay": 0.1, **options}
+    table, floats = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    rule = kernel_rule(Hyperparameters(**hyper), torch.device("cpu"), True, gradient_factor=floats, found_inf=floats)
+    return {"fields": table, "gradients": table, "skips": floats, "partials": floats, "rule": rule}
+
+
+def compiled_step(kind: Kind, capability: int, mode: str, **options: Any) -> Any:
+    fixed = {"MODE": mode, "STOCHASTIC": mode == "apply" and kind.param == torch.bfloat16}
+    fixed |= {"PARAM_DTYPE": DTYPES[kind.param], "GRAD_DTYPE": DTYPES[kind.grad], "TRACES": kind.traces}
+    fixed |= {"EIGHT_BIT": kind.eight_bit, "ALIGNED": kind.aligned, "CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block}
+    arguments = step_arguments(**options)
+    owners = arguments["fields"]
+    return compile_kernel(step_kernel, capability, fixed, owners=owners, start_chunk=3, seed=1, **arguments)
 
 
 def main() -> None:
-    table, partials = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-    hyper = Hyperparameters(lr=torch.zeros(1), base="adamw", betas=(0.9, 0.999), warmup_steps=5, weight_decay=0.1)
-    scalars = {name: torch.ones(1) for name in ("grad_scale", "found_inf", "gradient_squares")}
-    rule = kernel_rule(hyper, torch.device("cpu"), 1.0, **scalars)
-    for eight_bit, dtype, capability in ((False, tl.float32, 90), (True, tl.bfloat16, 80)):
-        kind = {"PARAM": dtype, "GRAD": dtype, "EIGHT_BIT": eight_bit, "ALIGNED": True, "STOCHASTIC": True}
-        kind |= {"CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block, "READ_TRACES": not eight_bit}
-        for kernel in (squares_kernel, signals_kernel, update_kernel, apply_kernel):
-            ptx = compile_kernel(
-                kernel,
-                capability,
-                kind,
-                fields=table,
-                owners=table,
-                partials=partials,
-                sums=partials,
-                chunks=3,
-                start_chunk=0,
-                rule=rule,
-                seed=1,
-            )
-            print(kernel.__name__, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v[24]", ptx)))
+    for mode in ("check", "signals", "squares", "apply"):
+        for name, (kind, capability) in KINDS.items():
+            ptx = compiled_step(kind, capability, mode).asm["ptx"]
+            print(mode, name, f"sm_{capability}", len(re.findall(r"ld\.global[.\w]*v[24]", ptx)))
+        compile_kernel(join_kernel, 90, {"MODE": mode}, **step_arguments())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
     "exp_avg_sq_row", "exp_avg_sq_col", "step_size",
 })  # fmt: skip
+# Of a whole tensor, whatever their shape: NeuroPlastic's sums over all elements.
+WHOLE = frozenset({"sums"})
 # transformers' Adafactor factors over the last two dimensions: which of them each factor lacks.
 DROPPED = {"exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
 
@@ -56,13 +58,15 @@ def resize(tensor: Tensor, cut: Cut, fill: Fill = "zero") -> Tensor:
 def resize_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, cuts: Sequence[Cut]) -> dict[str, Tensor]:
     """The state of `parameter` after `cuts` (at most one along each dimension), by name.
 
-    New entries are initial: the mean over the kept ones for running magnitudes, else 0. Nothing is changed here; call this
-    while `parameter` still has its old shape.
+    New entries are initial: the mean over the kept ones for running magnitudes, else 0. Sums over the whole tensor, which are
+    those of another number of elements, begin anew at 0. Nothing is changed here; call this while `parameter` still has its
+    old shape.
 
     Raises:
         TypeError: as `state_slices`.
     """
-    resized: dict[str, Tensor] = {}
+    held = {} if optimizer is None else optimizer.state.get(parameter, {})
+    resized = {name: torch.zeros_like(held[name]) for name in WHOLE & held.keys()}
     for dim, kept, added in cuts:
         for name, value, along, fill in _owned_state(optimizer, parameter, dim):
             resized[name] = resize(resized.get(name, value), Cut(along, kept, added), fill)
@@ -94,7 +98,7 @@ def _owned_state(
     if optimizer is None:
         return
     for name, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or (value.numel() <= 1 and value.shape != parameter.shape):
+        if name in WHOLE or not isinstance(value, Tensor) or (value.numel() <= 1 and value.shape != parameter.shape):
             continue
         along = _neuron_dim(name, value, parameter, dim)
         if along is None:

@@ -4,7 +4,6 @@ from .common.philox import uniform
 from .dispatch import (
     BACKENDS,
     ffn_activation,
-    gradient_squares,
     neuron_reinit,
     plasticity_step,
     select,
@@ -14,12 +13,12 @@ from .ffn_activation import neuron_sums
 from .ffn_activation.reference import activation_name, record_neuron_sums
 from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
 from .plasticity_step import eight_bit
-from .plasticity_step.formulas import Hyperparameters, NeuronFactor
-from .plasticity_step.measure import measure
-from .plasticity_step.reference import is_flat
+from .plasticity_step.reference import SUMS, Hyperparameters, NeuronFactor
+from .plasticity_step.storage import is_flat, state_dtype
 
 __all__ = [
     "BACKENDS",
+    "SUMS",
     "Fill",
     "Hyperparameters",
     "Incoming",
@@ -30,14 +29,13 @@ __all__ = [
     "activation_name",
     "eight_bit",
     "ffn_activation",
-    "gradient_squares",
     "is_flat",
-    "measure",
     "neuron_reinit",
     "neuron_sums",
     "plasticity_step",
     "record_neuron_sums",
     "select",
+    "state_dtype",
     "synaptic_scale",
     "uniform",
 ]

@@ -1,8 +1,8 @@
 """The public operations, and the one place that picks the form that runs.
 
-An operation has a `reference` form (plain PyTorch, any device) and may have a `fused` form (Triton) of the same signature.
-`backend="auto"` takes the fused form where it can run, "reference" and "fused" take that form or raise. `compile=True` takes
-the native form instead (C++, CPU tensors), which the system's compiler builds on first use; `compile=None` does where it can.
+An operation has a `reference` form (plain PyTorch, any device) and may have a `fused` form (Triton) and a `native` form (C++,
+built by the system's compiler on first use) of the same signature. `backend` names one of them, or "auto": fused on CUDA
+devices, native on the CPU, the reference where neither can run.
 """
 
 import logging
@@ -17,15 +17,11 @@ from torch import Tensor
 from .ffn_activation.reference import ffn_activation as ffn_activation_reference
 from .neuron_reinit.neurons import NeuronTensors
 from .neuron_reinit.reference import neuron_reinit as neuron_reinit_reference
-from .plasticity_step.formulas import NeuronFactor
-from .plasticity_step.lists import check_lists
 from .plasticity_step.native import load_plasticity_step
-from .plasticity_step.options import gradient_squares as gradient_squares_reference
-from .plasticity_step.options import plasticity_step as plasticity_step_reference
+from .plasticity_step.reference import plasticity_step as plasticity_step_reference
 from .synaptic_scale.reference import synaptic_scale as synaptic_scale_reference
 
 ffn_activation_fused: Callable[..., Any] | None = None
-gradient_squares_fused: Callable[..., Any] | None = None
 neuron_reinit_fused: Callable[..., Any] | None = None
 plasticity_step_fused: Callable[..., Any] | None = None
 synaptic_scale_fused: Callable[..., Any] | None = None
@@ -39,24 +35,27 @@ if TRITON_INSTALLED:
     from .ffn_activation.fused import ffn_activation as ffn_activation_fused
     from .neuron_reinit.fused import neuron_reinit as neuron_reinit_fused
     from .plasticity_step.fused import plasticity_step as plasticity_step_fused
-    from .plasticity_step.fused_gradient_squares import gradient_squares as gradient_squares_fused
     from .synaptic_scale.fused import synaptic_scale as synaptic_scale_fused
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton where a kernel is defined, that is, just now
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BACKENDS = ("auto", "reference", "fused")
+BACKENDS = ("auto", "reference", "native", "fused")
 
 
 class Forms(NamedTuple):
-    """The forms of one operation.
-
-    `obstacle` says why the fused form cannot take these tensors, or returns None; `load_native` builds the native form.
-    """
+    """The forms of one operation; `load_native` builds the native one, and raises RuntimeError where that fails."""
 
     reference: Callable[..., Any]
-    fused: Callable[..., Any] | None = None
-    obstacle: Callable[[Sequence[Tensor]], str | None] = lambda tensors: None
+    fused: Callable[..., Any] | None
     load_native: Callable[[], Callable[..., Any]] | None = None
+
+
+FORMS = {
+    "plasticity_step": Forms(plasticity_step_reference, plasticity_step_fused, load_plasticity_step),
+    "ffn_activation": Forms(ffn_activation_reference, ffn_activation_fused),
+    "neuron_reinit": Forms(neuron_reinit_reference, neuron_reinit_fused),
+    "synaptic_scale": Forms(synaptic_scale_reference, synaptic_scale_fused),
+}
 
 
 @cache
@@ -64,7 +63,7 @@ def say_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
 
 
-def triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
+def fused_obstacle(tensors: Sequence[Tensor]) -> str | None:
     """Why Triton kernels cannot take these tensors, or None."""
     if not TRITON_INSTALLED:
         return "Triton is not installed (pip install triton)"
@@ -79,31 +78,6 @@ def triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
-FORMS = {
-    "plasticity_step": Forms(plasticity_step_reference, plasticity_step_fused, triton_obstacle, load_plasticity_step),
-    "gradient_squares": Forms(gradient_squares_reference, gradient_squares_fused, triton_obstacle),
-    "ffn_activation": Forms(ffn_activation_reference, ffn_activation_fused, triton_obstacle),
-    "neuron_reinit": Forms(neuron_reinit_reference, neuron_reinit_fused, triton_obstacle),
-    "synaptic_scale": Forms(synaptic_scale_reference, synaptic_scale_fused, triton_obstacle),
-}
-
-
-def native_form(operation: str, backend: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """The native form of `operation`. Raises RuntimeError where it cannot run, ValueError for a backend that forbids it."""
-    load = FORMS[operation].load_native
-    if load is None:
-        raise ValueError(f"{operation} has no native form: leave compile=False")
-    if backend == "fused":
-        raise ValueError("compile=True and backend='fused' name two forms: leave compile=False, or backend='auto'")
-    for tensor in tensors:
-        if not tensor.is_cpu:
-            raise RuntimeError(
-                f"compile=True is for CPU tensors, got one on {tensor.device}; leave compile=False: on CUDA devices the "
-                "fused form needs no compiling"
-            )
-    return load()
-
-
 @cache
 def native_form_if_it_builds(operation: str) -> Callable[..., Any] | None:
     """The native form of `operation`, or None where there is no such form or no working compiler, which is said once."""
@@ -115,73 +89,51 @@ def native_form_if_it_builds(operation: str) -> Callable[..., Any] | None:
         return None
 
 
-def select(
-    operation: str, backend: str, tensors: Sequence[Tensor] = (), *, compile: bool | None = False
-) -> Callable[..., Any]:
-    """The form of `operation` that `backend` and `compile` name, for arguments like `tensors`.
+def select(operation: str, backend: str, tensors: Sequence[Tensor] = ()) -> Callable[..., Any]:
+    """The form of `operation` that `backend` names, for arguments like `tensors`.
 
-    `compile=True` is the native form or an error; None takes it with backend="auto" for CPU tensors, where it can be built.
-
-    Raises ValueError for an unknown backend or one that `compile` contradicts, and RuntimeError where "fused" or `compile`
-    is asked for and cannot run.
+    Raises:
+        ValueError: an unknown backend, or "native" for an operation without such a form.
+        RuntimeError: "native" or "fused" where this form cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if compile:
-        return native_form(operation, backend, tensors)
     forms = FORMS[operation]
     if backend == "reference":
         return forms.reference
-    obstacle = forms.obstacle(tensors)
-    if not TRITON_INSTALLED and any(tensor.is_cuda for tensor in tensors):
-        say_once("Triton is not installed (pip install triton): everything runs, on the slower reference forms")
-    if forms.fused is None:
-        obstacle = obstacle or f"{operation} has no fused form in this version"
+    if backend == "native":
+        if forms.load_native is None:
+            raise ValueError(f"{operation} has no native form; use backend='auto', 'reference' or 'fused'")
+        elsewhere = next((tensor.device for tensor in tensors if not tensor.is_cpu), None)
+        if elsewhere is not None:
+            raise RuntimeError(f"backend='native' is for CPU tensors, got one on {elsewhere}; use backend='auto'")
+        return forms.load_native()
+    obstacle = fused_obstacle(tensors)
     if backend == "fused" and obstacle:
         raise RuntimeError(f"backend='fused' cannot run: {obstacle}; use backend='auto' or 'reference'")
-    interpreted = any(not tensor.is_cuda for tensor in tensors)  # works, but slowly: only on demand
-    if backend == "auto" and compile is None and tensors and all(tensor.is_cpu for tensor in tensors):
-        return native_form_if_it_builds(operation) or forms.reference
-    if obstacle or forms.fused is None or (backend == "auto" and interpreted):
-        return forms.reference
-    return forms.fused
+    if backend == "auto" and any(
+        not tensor.is_cuda for tensor in tensors
+    ):  # interpreted kernels only on demand: they are slow
+        on_cpu = all(tensor.is_cpu for tensor in tensors)
+        return (native_form_if_it_builds(operation) if on_cpu else None) or forms.reference
+    if not TRITON_INSTALLED and tensors:
+        say_once("Triton is not installed (pip install triton): everything runs, on the slower reference forms")
+    return forms.reference if obstacle or forms.fused is None else forms.fused
 
 
 def plasticity_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    traces: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    states: Sequence[dict[str, Tensor]],
     *,
     backend: str = "auto",
-    compile: bool | None = None,
-    workspace: dict[Any, Any] | None = None,
-    neuron_factors: Sequence[NeuronFactor | None] | None = None,
-    **hyper: Any,
+    **options: Any,
 ) -> None:
-    """One NeuroPlastic step of every tensor, in place; see `plasticity_step.options` for the arguments.
+    """One NeuroPlastic step of every tensor, in place; see `plasticity_step.reference` for the arguments.
 
-    The first tensor decides the form; the fused form itself sends tensors it cannot take to the reference.
+    The first tensor decides the form; the other forms send tensors they cannot take to the reference.
     """
-    form = select("plasticity_step", backend, params if compile else params[:1], compile=compile)
-    if form is plasticity_step_reference:  # the others check where they make their tables
-        check_lists(params, grads, (traces, exp_avgs, exp_avg_sqs), steps, neuron_factors)
-    hyper |= {"workspace": workspace, "neuron_factors": neuron_factors}
-    form(params, grads, traces, exp_avgs, exp_avg_sqs, steps, **hyper)
-
-
-def gradient_squares(
-    grads: Sequence[Tensor | None], *, backend: str = "auto", workspace: dict[Any, Any] | None = None
-) -> Tensor:
-    """The sum of the squares of all gradients, for `plasticity_step`; see `plasticity_step.options`."""
-    present = [grad for grad in grads if grad is not None]
-    fusible = next(
-        (grad for grad in present if grad.dtype in FUSED_DTYPES), None
-    )  # the fused form sorts out the others
-    deciding = present[:1] if fusible is None else [fusible]
-    return select("gradient_squares", backend, deciding)(present, workspace=workspace)
+    select("plasticity_step", backend, params if backend == "native" else params[:1])(params, grads, states, **options)
 
 
 def ffn_activation(

@@ -17,9 +17,7 @@ from neuroplastic_kernels.plasticity_step.native import compiled
 needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++").split()[0]), reason="needs a C++ compiler: install g++ or set CXX"
 )
-REMEDY = (
-    r"install one \(for example the package g\+\+\), name it in the environment variable CXX, or leave compile=False"
-)
+REMEDY = r"install one \(for example the package g\+\+\), name it in the environment variable CXX, or take backend='reference'"
 
 
 @pytest.fixture
@@ -108,10 +106,10 @@ def test_no_compiler(environment, source, forgotten, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     name = "no-such-compiler" if environment["CXX"] else "(g|clang)[+][+]"
-    with pytest.raises(
-        RuntimeError, match=rf"compile=True needs a C\+\+ compiler, but '{name}' was not found; {REMEDY}"
-    ):
-        NeuroPlastic([torch.nn.Parameter(torch.zeros(1))], compile=True)
+    p = torch.nn.Parameter(torch.zeros(1))
+    p.grad, words = torch.ones(1), rf"the native form needs a C\+\+ compiler, but '{name}' was not found; {REMEDY}"
+    with pytest.raises(RuntimeError, match=words):
+        NeuroPlastic([p], backend="native").step()
     assert not compiler.cache_folder().exists()
 
 
@@ -170,33 +168,20 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
 
 @needs_compiler
 def test_the_default_takes_the_native_form_where_it_builds(monkeypatch, caplog):
-    params = [torch.zeros(3)]
-    assert (
-        dispatch.select("plasticity_step", "auto", params, compile=None)
-        is dispatch.FORMS["plasticity_step"].load_native()
-    )
-    for form in ("auto", "reference"):
-        assert (
-            dispatch.select("plasticity_step", form, params, compile=False)
-            is dispatch.FORMS["plasticity_step"].reference
-        )
-    assert (
-        dispatch.select("plasticity_step", "reference", params, compile=None)
-        is dispatch.FORMS["plasticity_step"].reference
-    )
+    params, forms = [torch.zeros(3)], dispatch.FORMS["plasticity_step"]
+    assert dispatch.select("plasticity_step", "auto", params) is forms.load_native()
+    assert dispatch.select("plasticity_step", "native", params) is forms.load_native()
+    assert dispatch.select("plasticity_step", "reference", params) is forms.reference
 
     def broken():
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setitem(
-        dispatch.FORMS, "plasticity_step", dispatch.FORMS["plasticity_step"]._replace(load_native=broken)
-    )
+    monkeypatch.setitem(dispatch.FORMS, "plasticity_step", forms._replace(load_native=broken))
     dispatch.native_form_if_it_builds.cache_clear()
     dispatch.say_once.cache_clear()
     try:
         for _ in range(2):
-            form = dispatch.select("plasticity_step", "auto", params, compile=None)
-            assert form is dispatch.FORMS["plasticity_step"].reference
+            assert dispatch.select("plasticity_step", "auto", params) is forms.reference
         assert len([record for record in caplog.records if "no C++ compiler" in record.message]) == 1
     finally:
         dispatch.native_form_if_it_builds.cache_clear()
@@ -205,7 +190,7 @@ def test_the_default_takes_the_native_form_where_it_builds(monkeypatch, caplog):
 @pytest.mark.parametrize("command", ['"g++', "/dev/null"])
 def test_a_command_that_is_none_is_reported(source, monkeypatch, command):
     monkeypatch.setenv("CXX", command)
-    with pytest.raises(RuntimeError, match="leave compile=False"):
+    with pytest.raises(RuntimeError, match="take backend="):
         compiler.build(source)
 
 
@@ -214,5 +199,5 @@ def test_a_compiler_that_does_not_run_is_reported(source, tmp_path, monkeypatch)
     fake.write_text("no program")
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
-    with pytest.raises(RuntimeError, match=r"does not run.*leave compile=False"):
+    with pytest.raises(RuntimeError, match=r"does not run.*take backend="):
         compiler.build(source)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neuroplastic_kernels.plasticity_step.eight_bit import BLOCK, CODES, blocks, decode, dequantise, encode, quantise
+from neuroplastic_kernels.plasticity_step.eight_bit import BLOCK, CODES, blocks, decode, decoded, encode, names, store
 
 CODE = pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 
@@ -77,13 +77,14 @@ def test_zeros_stay_zero_and_a_bad_value_shows_in_its_block_only(code):
         assert decoded[2 * BLOCK :].isfinite().all()
 
 
-def test_three_moments_take_three_bytes_and_a_scale():
-    moments = [values(5000, code).view(50, 100) for code in CODES.values()]
-    codes, scales = quantise(moments)
-    assert [c.dtype for c in codes] == [torch.uint8, torch.int8, torch.uint8]
-    assert scales.shape == (3, 20)
-    size = sum(c.nbytes for c in codes) + scales.nbytes
-    assert size / 5000 < 3.06
-    for exact, decoded in zip(moments, dequantise(codes, scales), strict=True):
-        assert decoded.shape == exact.shape
-        assert (decoded - exact).norm() < 0.02 * exact.norm()
+@pytest.mark.parametrize("streams", [2, 3])
+def test_moments_take_a_byte_each_and_a_scale(streams):
+    moments = {name: values(5000, code).view(50, 100) for name, code in list(CODES.items())[:streams]}
+    state = {name: torch.zeros(50, 100, dtype=CODES[name].dtype) for name in moments}
+    state["scales"] = torch.zeros(streams, blocks(5000))
+    assert names(state) == list(moments)
+    store(state, moments, 0, 5000)
+    assert sum(each.nbytes for each in state.values()) / 5000 < 1.02 * streams
+    for name, value in decoded(state).items():
+        assert value.shape == (50, 100)
+        assert (value - moments[name]).norm() < 0.02 * moments[name].norm()

@@ -88,14 +88,14 @@ def test_without_triton_everything_runs_and_one_line_says_so(monkeypatch, caplog
 
 @pytest.mark.gpu
 def test_cuda_parameters_take_it_by_default_and_a_new_learning_rate_compiles_nothing():
-    from neuroplastic_kernels.plasticity_step.fused_kernels import update_kernel
+    from neuroplastic_kernels.plasticity_step.fused_kernels import step_kernel
 
     _, optimizer = train("cuda", "auto", steps=1)
     assert all("prepared" in workspace for workspace in optimizer._workspace.values())
     assert all(state["step"].is_cuda for state in optimizer.state.values())
-    compiled = len(update_kernel.device_caches[torch.cuda.current_device()][0])
+    compiled = len(step_kernel.device_caches[torch.cuda.current_device()][0])
     train("cuda", "auto", steps=6, warmup_steps=0)
-    assert len(update_kernel.device_caches[torch.cuda.current_device()][0]) == compiled
+    assert len(step_kernel.device_caches[torch.cuda.current_device()][0]) == compiled
 
 
 @pytest.mark.gpu

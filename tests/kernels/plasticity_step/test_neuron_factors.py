@@ -1,156 +1,37 @@
-"""Factors on the steps of single neurons, in the reference and the fused form."""
+"""Factors on the steps of single neurons, as the optimizer takes them."""
 
 import copy
-import importlib
 import pickle
 
 import pytest
 import torch
+from steps import Problem, factors_of
 
 from hf_neuroplastic import NeuroPlastic
-from neuroplastic_kernels import NeuronFactor, plasticity_step
-
-BASES = ("gradient", "adamw", "momentum")
-SHAPES = (((6, 11), 0), ((6, 11), 1), ((9,), 0), ((4, 3, 5, 2), 0), ((4, 3, 5, 2), -2), ((70, 251), 1), ((70, 251), 0))
+from neuroplastic_kernels import NeuronFactor
 
 
-class Problem:
-    """Parameters, their state and gradients, the same for the same arguments."""
-
-    def __init__(self, device, shapes, dtype=torch.float32, eight_bit=False):
-        self.generator = torch.Generator().manual_seed(5)
-        self.params = [self.draw(shape).to(device, dtype) for shape in shapes]
-        dtypes = (torch.uint8, torch.int8, torch.uint8) if eight_bit else (torch.float32,) * 3
-        self.state = [[torch.zeros_like(p, dtype=dtype) for p in self.params] for dtype in dtypes]
-        self.steps = [torch.zeros((), device=device) for _ in shapes]
-        self.scales = [torch.zeros(3, -(-p.numel() // 256), device=device) for p in self.params] if eight_bit else None
-        self.workspace = {}
-
-    def draw(self, shape):
-        return torch.randn(shape, generator=self.generator)
-
-    def step(self, backend, factors, **options):
-        grads = [self.draw(p.shape).to(p.device, p.dtype) for p in self.params]
-        plasticity_step(
-            self.params, grads, *self.state, self.steps, scales=self.scales, backend=backend, neuron_factors=factors,
-            workspace=self.workspace, **{"lr": 0.1, "base": "adamw", "betas": (0.9, 0.99), **options},
-        )  # fmt: skip
-        return self
-
-    def tensors(self):
-        return [*self.params, *(tensor for each in self.state for tensor in each)]
-
-
-def factors_for(problem, dims, make):
-    """NeuronFactors of `make(N)` for each parameter."""
-    device = problem.params[0].device
-    sizes = [p.shape[dim] for p, dim in zip(problem.params, dims, strict=True)]
-    return [NeuronFactor(make(size).to(device), dim) for size, dim in zip(sizes, dims, strict=True)]
-
-
-def random_factors(size):
-    return torch.rand(size, generator=torch.Generator().manual_seed(size)) * 2
-
-
-UNIT = [{"base": base, "weight_decay": 0.1} for base in BASES]
-UNIT += [{"strength": 0.0}, {"max_grad_norm": 0.5, "warmup_steps": 3}]
-
-
-@pytest.mark.parametrize("options", UNIT, ids=str)
-def test_factors_of_one_change_no_bit(options, where):
-    device, backend = where
-    shapes, dims = zip(*SHAPES[1:5:2], strict=True)
-    plain, unit = Problem(device, shapes), Problem(device, shapes)
-    for _ in range(2):
-        plain.step(backend, None, **options)
-        unit.step(backend, factors_for(unit, dims, torch.ones), **options)
-    assert all(torch.equal(a, b) for a, b in zip(plain.tensors(), unit.tensors(), strict=True))
-
-
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["gradient", "adamw", "momentum"])
 def test_a_step_with_factors_is_the_step_times_them(base, where):
     """On the parameters alone: the state is that of a step without, and homeostasis does not give back what they take."""
     device, backend = where
-    shapes, dims = zip(*SHAPES, strict=True)
-    plain, scaled = Problem(device, shapes), Problem(device, shapes)
-    before = [p.clone() for p in plain.params]
-    factors = factors_for(scaled, dims, random_factors)
-    plain.step(backend, None, base=base)
-    scaled.step(backend, factors, base=base)
-    for start, p, q, factor in zip(before, plain.params, scaled.params, factors, strict=True):
-        expected = torch.movedim(torch.movedim(p - start, factor.dim, -1) * factor.values, -1, factor.dim)
-        torch.testing.assert_close(q - start, expected, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(plain.state[0], scaled.state[0], strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"grad_scale": 8.0, "stochastic_rounding": True}], ids=str)
-def test_a_factor_of_zero_freezes(options, dtype, where):
-    device, backend = where
-    options = {name: torch.tensor(v, device=device) if name == "grad_scale" else v for name, v in options.items()}
-    problem = Problem(device, [(6, 11), (4, 3, 5)], dtype)
-    before = [p.clone() for p in problem.params]
-    factors = factors_for(problem, (0, 1), lambda size: (torch.arange(size) != 1).float())
-    for _ in range(2):
-        problem.step(backend, factors, **options)
-    (rows, lanes), (old_rows, old_lanes) = problem.params, before
-    assert torch.equal(rows[1], old_rows[1])
-    assert torch.equal(lanes[:, 1], old_lanes[:, 1])
-    assert (rows != old_rows).any(1).sum() == 5
-    assert (lanes != old_lanes).any(2).any(0).sum() == 2
+    shapes, dims = [(6, 11), (6, 11), (4, 3, 5, 2), (70, 251)], (0, 1, -2, 1)
+    start, plain, scaled = (Problem(device, shapes) for _ in range(3))
+    factors = [factors_of(shape[dim], dim, device) for shape, dim in zip(shapes, dims, strict=True)]
+    plain.run(backend, 1, base=base)
+    scaled.run(backend, 1, base=base, neuron_factors=factors)
+    for before, p, q, factor in zip(start.params, plain.params, scaled.params, factors, strict=True):
+        torch.testing.assert_close(q - before, (p - before) * factor.over(p), rtol=1e-4, atol=1e-6)
+    for state, other in zip(plain.states, scaled.states, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 def test_decoupled_decay_acts_on_frozen_neurons(where):
     device, backend = where
     problem = Problem(device, [(6, 11)])
-    before = problem.params[0].clone()
-    problem.step(backend, factors_for(problem, (0,), torch.zeros), weight_decay=0.5, decoupled_weight_decay=True)
+    before, frozen = problem.params[0].clone(), NeuronFactor(torch.zeros(6, device=device), 0)
+    problem.run(backend, 1, lr=0.1, neuron_factors=[frozen], weight_decay=0.5, decoupled_weight_decay=True)
     torch.testing.assert_close(problem.params[0], before * (1 - 0.1 * 0.5))
-
-
-@pytest.mark.parametrize("eight_bit", [False, True])
-@pytest.mark.parametrize("base", BASES)
-def test_the_fused_form_is_the_reference(base, eight_bit, device):
-    shapes, dims = zip(*SHAPES[-4:], strict=True)
-    problems = Problem(device, shapes, eight_bit=eight_bit), Problem(device, shapes, eight_bit=eight_bit)
-    for problem, backend in zip(problems, ("fused", "reference"), strict=True):
-        factors = [None, *factors_for(problem, dims, random_factors)[1:]]
-        problem.step(backend, factors, base=base)
-        problem.step(backend, factors, base=base)
-    for p, q in zip(*(problem.params for problem in problems), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-3 if eight_bit else 1e-5)
-
-
-def test_blocks_and_chunks_find_the_same_neurons(device, monkeypatch):
-    fused_module = importlib.import_module("neuroplastic_kernels.plasticity_step.fused")
-    geometry = importlib.import_module("neuroplastic_kernels.plasticity_step.geometry").Geometry(256, 1024, warps=4)
-    monkeypatch.setattr(fused_module, "geometry", lambda: geometry)
-    problems = [Problem(device, [(23, 171), (23, 171), (5, 900)]) for _ in range(2)]
-    for problem, backend in zip(problems, ("fused", "reference"), strict=True):
-        problem.step(backend, factors_for(problem, (0, 1, 0), random_factors))
-    for p, q in zip(*(problem.params for problem in problems), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-
-
-def test_new_values_need_no_new_tables_but_new_tensors_do(device):
-    problems = [Problem(device, [(6, 11), (9,)]) for _ in range(2)]
-    fused = problems[0]
-    held = []
-    for problem, backend in zip(problems, ("fused", "reference"), strict=True):
-        factors = factors_for(problem, (0, 0), torch.ones)
-        for number in range(5):
-            if number == 2:
-                factors[0].values[3] = 0.25
-            elif number == 3:
-                factors = factors_for(problem, (1, 0), random_factors)
-            elif number == 4:
-                factors = None
-            problem.step(backend, factors)
-            if problem is fused:
-                held.append(problem.workspace["prepared"])
-    assert [held[0] is each for each in held] == [True, True, True, False, False]
-    for p, q in zip(*(problem.params for problem in problems), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def optimizer_of(model, backend="auto"):
@@ -183,17 +64,6 @@ def test_the_optimizer_takes_factors_for_some_of_its_parameters(where):
     assert "neuron_factors" not in optimizer.state_dict()
     optimizer.load_state_dict(optimizer.state_dict())
     assert model.weight in optimizer.neuron_factors
-
-
-def test_factors_shrink_the_step_that_diagnostics_report():
-    model = with_gradients(torch.nn.Linear(5, 4, bias=False))
-    optimizer = NeuroPlastic(model.parameters(), lr=0.0)
-    optimizer.step()
-    whole = optimizer.diagnostics()
-    optimizer.neuron_factors[model.weight] = NeuronFactor(torch.full((5,), 0.5), 1)
-    halved = optimizer.diagnostics()
-    torch.testing.assert_close(halved["update_gradient_ratio"], whole["update_gradient_ratio"] / 2)
-    assert halved["alpha_mean"] == whole["alpha_mean"]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])

@@ -13,8 +13,12 @@ from functools import cache
 from pathlib import Path
 
 # Errors of arithmetic are neither trapped nor put into errno, so that roots and quotients vectorise; NaN and inf stay right.
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
-REMEDY = "install one (for example the package g++), name it in the environment variable CXX, or leave compile=False"
+# Products and sums are fused only where the source says so, for torch's bits.
+ARITHMETIC = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+FLAGS = ["-std=c++17", "-O3", "-march=native", *ARITHMETIC, "-fopenmp", "-fPIC", "-shared"]
+REMEDY = (
+    "install one (for example the package g++), name it in the environment variable CXX, or take backend='reference'"
+)
 
 
 def compiler() -> list[str]:
@@ -25,7 +29,7 @@ def compiler() -> list[str]:
         raise RuntimeError(f"the environment variable CXX is no command: {error}; {REMEDY}") from None
     command = chosen or ["clang++" if sys.platform == "darwin" else "g++"]
     if shutil.which(command[0]) is None:
-        raise RuntimeError(f"compile=True needs a C++ compiler, but {command[0]!r} was not found; {REMEDY}")
+        raise RuntimeError(f"the native form needs a C++ compiler, but {command[0]!r} was not found; {REMEDY}")
     return command
 
 
@@ -38,8 +42,8 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroplastic_kernels"
     except RuntimeError as error:
         raise RuntimeError(
-            f"compile=True keeps its library in the user's home, which is unknown: {error} Name a folder that can be written "
-            "in the environment variable NEUROPLASTIC_CACHE_DIR"
+            f"the native form keeps its library in the user's home, which is unknown: {error} Name a folder that can be "
+            "written in the environment variable NEUROPLASTIC_CACHE_DIR"
         ) from None
 
 
@@ -57,14 +61,14 @@ def run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
         raise RuntimeError(
-            f"compile=True needs a C++ compiler, but {command[0]!r} does not run: {error}; {REMEDY}"
+            f"the native form needs a C++ compiler, but {command[0]!r} does not run: {error}; {REMEDY}"
         ) from None
     if done.returncode == 0:
         return done.stdout
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     reason = next((line for line in lines if "error" in line), next(iter(lines), "it printed nothing"))
     raise RuntimeError(
-        f"compile=True needs a working C++ compiler, but {shlex.join(command)} ended with status {done.returncode}: "
+        f"the native form needs a working C++ compiler, but {shlex.join(command)} ended with status {done.returncode}: "
         f"{reason}; {REMEDY}"
     )
 
@@ -93,23 +97,20 @@ def build(source: Path) -> Path:
             os.replace(fresh, library)
     except OSError as error:
         raise RuntimeError(
-            f"compile=True keeps its library in {library.parent}, which failed: {error}; name a folder that can be written "
+            f"the native form keeps its library in {library.parent}, which failed: {error}; name a folder that can be written "
             "in the environment variable NEUROPLASTIC_CACHE_DIR"
         ) from error
     return library
 
 
 @cache
-def load(source: Path, calls: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
-    """The library of a C++ file, built on first use. calls: ctypes.PyDLL for functions that work on Python's objects.
-
-    Raises RuntimeError as `build` does, and where the library does not load.
-    """
+def load(source: Path) -> ctypes.CDLL:
+    """The library of a C++ file, built on first use. Raises RuntimeError as `build` does, and where loading fails."""
     library = build(source)
     try:
-        return calls(str(library))
+        return ctypes.CDLL(str(library))
     except OSError as error:
         raise RuntimeError(
-            f"compile=True built {library}, which does not load: {error}; delete that file, or name another folder in the "
+            f"the native form built {library}, which does not load: {error}; delete that file, or name another folder in the "
             "environment variable NEUROPLASTIC_CACHE_DIR"
         ) from error

@@ -56,5 +56,5 @@ def _joined(tensor: Tensor, dim: int) -> list[tuple[int, int, int]]:
 
 def on_device(table: Sequence[Sequence[int]] | Sequence[int], device: torch.device) -> Tensor:
     """int64 tensor of these numbers, written without waiting for the device: by way of pinned memory."""
-    host = torch.tensor(table, dtype=torch.int64, pin_memory=device.type == "cuda")
+    host = torch.tensor(table, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -2,7 +2,7 @@
 
 With s the largest magnitude of a block, L the largest code and k the power of the stream,
 
-    value = s * sign(code) * (|code| / L)^k          m: int8, L 127, k 2;  a: uint8, L 255, k 2;  v: uint8, L 255, k 4
+    value = s * sign(code) * (|code| / L)^k          m: int8, L 127, k 2;  v: uint8, L 255, k 4;  a: uint8, L 255, k 2
 
 so that precision is relative: sqrt(v), which divides a step, has the resolution of a, and v spans nine decades. Of the two
 codes around a value one is drawn such that the expected value is exact. Nearest rounding would not do: a moment that decays by
@@ -12,7 +12,7 @@ Blocks are those of Dettmers et al., "8-bit Optimizers via Block-wise Quantizati
 place of its tables and the unbiased draw are deviations. A block with a non-finite value decodes to NaN as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,10 +30,10 @@ class Code(NamedTuple):
     power: int
 
 
-CODES = {
-    "trace": Code(torch.uint8, 255, 2),
+CODES = {  # in the order of the rows of `scales`
     "exp_avg": Code(torch.int8, 127, 2),
     "exp_avg_sq": Code(torch.uint8, 255, 4),
+    "trace": Code(torch.uint8, 255, 2),  # where there is one
 }
 
 
@@ -85,14 +85,35 @@ def encode(values: Tensor, draw: Tensor | float, code: Code) -> tuple[Tensor, Te
     return chosen.copysign_(values).to(code.dtype), scales
 
 
-def quantise(
-    moments: Sequence[Tensor], draws: Sequence[Tensor | float] = (0.5, 0.5, 0.5)
-) -> tuple[list[Tensor], Tensor]:
-    """The codes of a, m and v and their scales, float32 [3, blocks]. Arguments as for `encode`."""
-    coded = [encode(*each) for each in zip(moments, draws, CODES.values(), strict=True)]
-    return [codes for codes, _ in coded], torch.stack([scales for _, scales in coded])
+def names(state: Mapping[str, Tensor]) -> list[str]:
+    """The coded streams of a state, in the order of the rows of its `scales`."""
+    return [name for name in CODES if name in state]
 
 
-def dequantise(moments: Sequence[Tensor], scales: Tensor) -> list[Tensor]:
-    """a, m and v in float32, from their codes and scales [3, blocks]."""
-    return [decode(*each) for each in zip(moments, scales, CODES.values(), strict=True)]
+def decoded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moments of an 8-bit state in float32, by name; nothing for other states."""
+    if "scales" not in state:
+        return {}
+    return {
+        name: decode(state[name], row, CODES[name]) for name, row in zip(names(state), state["scales"], strict=True)
+    }
+
+
+def store(
+    state: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    start: int,
+    count: int,
+    words: Sequence[Tensor] | None = None,
+) -> None:
+    """Encodes `count` elements of the moments from `start` on, a multiple of BLOCK, into an 8-bit state; nothing for others.
+
+    words: random bits for each of the streams m, v, a; None for the nearest codes.
+    """
+    if "scales" not in state:
+        return
+    for row, name in enumerate(names(state)):
+        draw = 0.5 if words is None else (words[row] >> 8).to(torch.float32) * 2.0**-24
+        codes, scales = encode(values[name].reshape(-1)[start : start + count], draw, CODES[name])
+        state[name].view(-1)[start : start + count] = codes
+        state["scales"][row, start // BLOCK : start // BLOCK + scales.numel()] = scales

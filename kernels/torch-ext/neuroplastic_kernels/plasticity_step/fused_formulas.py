@@ -1,49 +1,50 @@
-"""The formulas of `formulas` inside kernels, in float32, symbols as there. Tiles are [BLOCK]."""
+"""The formulas of `reference` inside kernels, in float32, symbols as there. Tiles are [BLOCK]."""
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-CLIP_EPS = tl.constexpr(1e-6)  # as in torch.nn.utils.clip_grad_norm_
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+
+
+class Average(NamedTuple):
+    """A running average: x <- keep*x + take*new."""
+
+    keep: float
+    take: float  # 1 - keep with all its digits
+    log: float  # of keep
 
 
 class Rule(NamedTuple):
     """One step's options as kernel arguments. Only the constants and what is None change what is compiled."""
 
-    base: Any  # tl.constexpr: "gradient", "adamw" or "momentum"
-    signals: Any  # tl.constexpr: "all", "gradient" or, with strength 0, "none"
-    keep_trace: float
-    take_trace: float  # 1 - keep_trace with all its digits; likewise below
-    keep_avg: float
-    take_avg: float
-    keep_sq: float
-    take_sq: float
-    log_beta1: float
-    log_beta2: float
+    base: Any  # tl.constexpr: "adamw", "momentum" or "gradient"
+    plastic: Any  # tl.constexpr: whether alpha and h are needed
+    exact: Any  # tl.constexpr: whether they come from this step's sums
+    skips: Any  # tl.constexpr: whether tensors with non-finite gradients are skipped
+    lr: float
+    lr_tensor: Tensor | None  # float32, in place of lr
+    sign: float  # of the gradient: -1 to ascend
+    gradient_factor: Tensor | None  # float32, one element; so is found_inf
+    found_inf: Tensor | None
+    of_m: Average
+    of_v: Average
+    of_a: Average
     eps: float
-    trace_weight: float
-    gradient_weight: float
-    memory_weight: float
+    weights: tuple[float, ...]
     lower: float
     upper: float
     scale: float
     strength: float
     warmup: float | None
-    sign: float  # of the gradient: -1 to ascend
-    gradient_decay: float | None  # coupled decay that joins the gradient
-    update_decay: float | None  # coupled decay that joins u
-    parameter_decay: float | None  # decoupled
+    coupled: float | None  # weight decay, one of the two or none
+    decoupled: float | None
     max_update_norm: float | None
     homeostatic_rate: float | None
     target_rms: float
-    max_grad_norm: float | None
-    gradient_squares: Tensor | None
-    lr: float
-    lr_tensor: Tensor | None  # in place of lr
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
 
 
 @triton.jit
@@ -57,121 +58,112 @@ def _clamp(x, lower, upper):
 
 
 @triton.jit
-def unscaled(rule):
-    """What takes the loss scale off a gradient."""
-    if rule.grad_scale is not None:
-        return 1 / tl.load(rule.grad_scale).to(tl.float32)
-    else:
-        return 1.0
+def _is_finite(x):
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def _lerp(x, y, take, keep):
+    return tl.where(take < 0.5, x + take * (y - x), y - keep * (y - x))
 
 
 @triton.jit
 def gradient_gain(rule):
-    """What a raw gradient is multiplied by: the sign, 1 / loss scale, the factor of torch.nn.utils.clip_grad_norm_."""
-    scale = unscaled(rule)
-    gain = rule.sign * scale
-    if rule.max_grad_norm is not None:
-        norm = tl.sqrt(tl.load(rule.gradient_squares).to(tl.float32)) * scale
-        gain = gain * _minimum(rule.max_grad_norm / (norm + CLIP_EPS), 1.0)
+    """What a raw gradient is multiplied by."""
+    gain = rule.sign
+    if rule.gradient_factor is not None:
+        gain *= tl.load(rule.gradient_factor)
     return gain
 
 
 @triton.jit
-def advance(g, a, m, v, rule):
-    """a, m and v after a step."""
-    a = rule.keep_trace * a + rule.take_trace * tl.abs(g)
-    m = rule.keep_avg * m + rule.take_avg * g
-    v = rule.keep_sq * v + rule.take_sq * g * g
-    return a, m, v
+def rates(rule):
+    """The learning rate, and what decoupled decay leaves of a parameter."""
+    lr, keep = rule.lr, 1.0
+    if rule.lr_tensor is not None:
+        lr = tl.load(rule.lr_tensor)
+    if rule.decoupled is not None:
+        keep = 1 - lr * rule.decoupled
+    return lr, keep
 
 
 @triton.jit
-def memory(m, v, rule):
-    """r."""
-    return tl.abs(m) / (tl.sqrt(v) + rule.eps)
-
-
-@triton.jit
-def _decayed(log_decay, step):
-    """1 - decay^step. The series keeps the digits that 1 - exp(x) loses."""
-    x = log_decay * step
+def _correction(average, step):
+    """1 - keep^step. The series keeps the digits that 1 - exp(x) loses."""
+    x = average.log * step
     series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
     return tl.where(x > -0.25, series, 1 - tl.exp(x))
 
 
 @triton.jit
-def moment(step, rule):
-    """blend, correction and gain, as in `formulas.Moment`, of step 1, 2, ..."""
-    blend = rule.scale
-    if rule.warmup is not None:
-        blend = blend * tl.minimum((step - 1) / rule.warmup, 1.0)
-    gain = 1.0
+def corrections(step, rule):
+    """What m, sqrt(v) and a are multiplied by to give m', sqrt(v') and a' of step 1, 2, ..."""
+    if rule.base == "gradient":
+        return 1.0, 1.0, 1.0
+    else:
+        of_root = 1 / tl.sqrt_rn(_correction(rule.of_v, step))
+        return 1 / _correction(rule.of_m, step), of_root, 1 / _correction(rule.of_a, step)
+
+
+@triton.jit
+def average(x, new, weights):
+    """A running average after the step. weights: an `Average`."""
+    return _lerp(x, new, weights.take, weights.keep)
+
+
+@triton.jit
+def base_and_signals(g, m, v, a, correct, rule):
+    """The base's own step; activity, |g| and |r|. m, v, a: after the step, a None without a trace; correct: `corrections`."""
+    rms = tl.sqrt_rn(v) * correct[1]
+    r = m / (rms + rule.eps) * correct[0]
     if rule.base == "adamw":
-        gain = 1 / _decayed(rule.log_beta1, step)
+        base = r
     elif rule.base == "momentum":
-        gain = 1 / rule.take_avg
-    return blend, tl.sqrt(_decayed(rule.log_beta2, step)), gain
-
-
-@triton.jit
-def inverse_mean(total, numel, rule):
-    """1 / (mean + eps) of a signal."""
-    return 1 / (total / numel + rule.eps)
-
-
-@triton.jit
-def coefficient(g, a, r, inverse, blend, rule):
-    """alpha. inverse: `inverse_mean` of a, |g| and r."""
-    alpha = _clamp(tl.abs(g) * inverse[1], rule.lower, rule.upper)
-    if rule.signals == "all":
-        full = rule.trace_weight * inverse[0] * a + rule.gradient_weight * inverse[1] * tl.abs(g)
-        full = _clamp(full + rule.memory_weight * inverse[2] * r, rule.lower, rule.upper)
-        alpha = tl.where(blend == 0, alpha, alpha + blend * (full - alpha))
-    return rule.strength * alpha + (1 - rule.strength)
-
-
-@triton.jit
-def proposal(g, a, m, v, inverse, now, rule):
-    """The base's step and that modulated, both short of the gain and of `update_decay`. now: `moment`."""
-    if rule.base == "adamw":
-        base = m / (tl.sqrt(v) / now[1] + rule.eps)
-    elif rule.base == "momentum":
-        base = m
+        base = m / rule.of_m.take
     else:
         base = g
-    update = base
-    if rule.signals != "none":
-        update = base * coefficient(g, a, memory(m, v, rule), inverse, now[0], rule)
-    return base, update
+    activity = rms if a is None else a * correct[2]
+    return base, (activity, tl.abs(g), tl.abs(r))
 
 
 @triton.jit
-def homeostasis(update_squares, base_squares, numel, rule):
-    """The factor on u, from the sums of squares of u and of the base's step over the tensor."""
-    factor = 1.0
-    norm = tl.sqrt(update_squares)
+def modulation(sums, numel, step, rule):
+    """What `coefficient` takes of a tensor: 1 / mean of each signal, gate*scale, whether there is history.
+
+    sums: pointer to float32 [SUMS]; likewise below.
+    """
+    activity, gradient, memory = tl.load(sums), tl.load(sums + 1), tl.load(sums + 2)
+    floor = rule.eps if rule.base == "gradient" else TINY
+    inverse = 1 / (activity / numel + floor), 1 / (gradient / numel + floor), 1 / (memory / numel + floor)
+    blend = rule.scale
+    if rule.warmup is not None:
+        blend *= tl.minimum((step - 1) / rule.warmup, 1.0)
+    finite = _is_finite(activity) & _is_finite(gradient) & _is_finite(memory)
+    return inverse, blend, finite & ((activity > 0) | (gradient > 0) | (memory > 0))
+
+
+@triton.jit
+def coefficient(signals, modulated, rule):
+    """alpha. signals: activity, |g| and |r|; modulated: `modulation`."""
+    inverse, blend, history = modulated
+    full = rule.weights[0] * inverse[0] * signals[0] + rule.weights[1] * inverse[1] * signals[1]
+    full = _clamp(full + rule.weights[2] * inverse[2] * signals[2], rule.lower, rule.upper)
+    of_gradient = _clamp(inverse[1] * signals[1], rule.lower, rule.upper)
+    alpha = 1 + rule.strength * (_lerp(of_gradient, full, blend, 1 - blend) - 1)
+    return alpha if rule.base == "gradient" else tl.where(history, alpha, 1.0)
+
+
+@triton.jit
+def homeostasis(sums, numel, history, rule):
+    """h; for the base "gradient" the cap and the gain on u."""
+    base, update, factor = tl.load(sums + 3), tl.load(sums + 4), 1.0
     if rule.base != "gradient":
-        if rule.signals != "none":
-            factor = tl.where(norm > 0, tl.sqrt(base_squares) / norm, 1.0)
+        ratio = tl.sqrt_rn(base / update)
+        factor = tl.where(history & _is_finite(ratio) & (ratio > 0), ratio, 1.0)
     else:
         if rule.max_update_norm is not None:
-            factor = _minimum(rule.max_update_norm / norm, 1.0)
+            factor = _minimum(rule.max_update_norm / tl.sqrt_rn(update), 1.0)
         if rule.homeostatic_rate is not None:
-            scaled = factor * norm
-            rms = tl.sqrt(scaled * scaled / numel + rule.eps)
-            factor = factor * _clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5)
+            rms = tl.sqrt_rn(factor * factor * update / numel + rule.eps)
+            factor *= _clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5)
     return factor
-
-
-@triton.jit
-def rounded_to_bfloat16(x, noise):
-    """x without its lower 16 bits, up where these and `noise` (int32 in [0, 2^16)) carry; what is not finite stays."""
-    bits = x.to(tl.int32, bitcast=True)
-    bits = (bits + noise) & -65536
-    return tl.where(tl.abs(x) < float("inf"), bits.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
-def nearest_even(x):
-    """The noise with which `rounded_to_bfloat16` rounds to the nearest, ties to even."""
-    return 0x7FFF + ((x.to(tl.int32, bitcast=True) >> 16) & 1)

@@ -1,245 +1,255 @@
-"""The launches of one fused NeuroPlastic step. A program works on one chunk of one tensor, block by block, in float32.
+"""The two kernels of a fused step. All arithmetic is in float32.
 
-Sums over a tensor are float32 partial sums per chunk, which every consumer adds up in the same order: no atomics, so the same
-inputs give the same bits. Bytes per float32 parameter, without coupled decay:
+`step_kernel` works on one chunk of one tensor, block by block, in one of four modes:
 
-    signals_kernel   reads g, m, v; sums of |g| and r as they will be; counts the step                         12
-    update_kernel    reads g, a, m, v; writes a, m, v, u; sums of u^2, base^2 and a                            32
-    apply_kernel     reads u, p; writes p                                                                      12
+    "apply"     the step itself, with alpha and h of the sums in `sums`; leaves the chunk's own part of such sums
+    "signals"   changes nothing; the chunk's part of the sums of activity, |g| and |r|, and its non-finite gradients
+    "squares"   changes nothing; the chunk's part of the sums of base^2 and update^2, with alpha of the sums in `sums`
+    "check"     changes nothing; the chunk's non-finite gradients
 
-The sum of a that signals_kernel needs is the one that update_kernel left a step ago. Where there is none, or something else
-wrote a in between, signals_kernel reads a as well (4 more) and adds it up in the same order. With 8-bit state u is not kept:
-update_kernel only sums, and apply_kernel computes everything again, writes it and leaves the sum of a.
+`join_kernel` adds the parts up, in fixed order, into `sums`: no atomics, so the same inputs give the same bits. A step with
+statistics "previous" is "apply"; an exact one is "signals", "squares", "apply", each but the last seeing what the one before
+left in `sums`. Where tensors with non-finite gradients are to be skipped, "signals" or else "check" comes first and finds them.
 
-update_kernel goes through the chunks backwards: it begins with those that the L2 cache still holds, and so does apply_kernel
-after it.
-
-Common arguments: fields int64 [tensors, FIELDS] and owners int64 [chunks] of a `pointer_tables.Plan`; partials float32
-[SUMS, chunks]; start_chunk, the launch's first chunk; rule, a `plasticity_formulas.Rule`.
+Bytes per float32 parameter of "apply": reads p, g, m, v and writes p, m, v, 28; a trace takes 8 more. With 8-bit state, 16
+and a 16th, with a trace 18 and a 10th. "signals" reads g, m, v, "squares" too, and p for coupled decay; "check" reads g.
 """
 
 import triton
 import triton.language as tl
 
-from .chunk_access import idle, load, locate, neurons_of, of_neurons, stream_pointers, tally
-from .fused_eight_bit import GROUP, add_decoded
+from . import reference
 from .fused_formulas import (
-    advance,
+    average,
+    base_and_signals,
+    coefficient,
+    corrections,
     gradient_gain,
     homeostasis,
-    inverse_mean,
-    memory,
-    moment,
-    nearest_even,
-    proposal,
-    rounded_to_bfloat16,
+    modulation,
+    rates,
 )
-from .pointer_tables import GRAD, NUMBER, STEP
-from .state_access import add_traces, no_traces, state, store_codes, sum_of_traces
+from .fused_storage import GROUP, load, load_moment, store_moment, store_param
+from .tables import Row
 
-_GRAD, _STEP, _NUMBER = tl.constexpr(GRAD), tl.constexpr(STEP), tl.constexpr(NUMBER)
-SUMS = 6  # rows of the partial sums; _TRACES: of a before the step, _NEW_TRACES: after it
-_TRACES, _NEW_TRACES, _MAGNITUDES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_MEMORIES, _UPDATES, _BASES = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-
-RUNTIME = ("chunks", "start_chunk", "seed")  # integers that change without compiling anew
-
-
-@triton.jit
-def _inverse_means(partials, chunks, first, numel, CHUNK: tl.constexpr, rule):
-    """`inverse_mean` of a, |g| and r; 0 for what is not used."""
-    count = tl.cdiv(numel, CHUNK).to(tl.int32)
-    of_trace, of_gradient, of_memory = 0.0, 0.0, 0.0
-    if rule.signals != "none":
-        magnitudes = tally(partials, _MAGNITUDES, chunks, first, count)
-        of_gradient = inverse_mean(magnitudes, numel, rule)
-    if rule.signals == "all":
-        traces = rule.keep_trace * tally(partials, _TRACES, chunks, first, count) + rule.take_trace * magnitudes
-        of_trace = inverse_mean(traces, numel, rule)
-        of_memory = inverse_mean(tally(partials, _MEMORIES, chunks, first, count), numel, rule)
-    return of_trace, of_gradient, of_memory
+(PARAM, EXP_AVG, EXP_AVG_SQ, TRACE, SCALES, SUMS, STEP, SKIPPED, FACTORS, NEURONS, STRIDE, NUMEL, FIRST, CHUNKS, NUMBER,
+ ) = (tl.constexpr(place) for place in range(len(Row._fields)))  # fmt: skip
+COLUMNS = tl.constexpr(len(Row._fields))
+_SUMS = tl.constexpr(reference.SUMS)
+_BAD = tl.constexpr(reference.UPDATE_SQUARED)  # non-finite gradients are counted where update^2 will be
+_VALUES = tl.constexpr(4)  # of a block that a thread holds
+_PARTS = tl.constexpr(512)  # chunks joined at a time
 
 
 @triton.jit
-def _gradient(streams, offsets, mask, gain, rule):
-    g = load(streams[1], offsets, mask) * gain
-    if rule.gradient_decay is not None:
-        g += rule.gradient_decay * load(streams[0], offsets, mask)
-    return g
+def _is_idle(gradients, skips, tensor, rule, MODE: tl.constexpr):
+    """Whether a tensor stays as it is: without a gradient, after an overflow, or skipped."""
+    idle = tl.load(gradients + tensor) == 0
+    if rule.found_inf is not None:
+        idle |= tl.load(rule.found_inf) != 0
+    if rule.skips and (MODE == "squares" or MODE == "apply"):
+        idle |= tl.load(skips + tensor) != 0
+    return idle
 
 
 @triton.jit
-def _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule):
-    """a, m and v after the step; the base's step; u."""
-    g = _gradient(streams, offsets, mask, gain, rule)
-    a, m, v = state(streams, blocks, offsets, mask)
-    a, m, v = advance(g, a, m, v, rule)
-    base, update = proposal(g, a, m, v, inverse, now, rule)
-    if rule.update_decay is not None:
-        update += rule.update_decay * load(streams[0], offsets, mask)
-    return a, m, v, base, update
+def _floats(address):
+    return tl.load(address).to(tl.pointer_type(tl.float32))
 
 
 @triton.jit
-def _add_signals(sums, streams, blocks, offsets, mask, gain, rule):
-    g = _gradient(streams, offsets, mask, gain, rule)
-    if rule.signals == "all":
-        a, m, v = state(streams, blocks, offsets, mask)
-        a, m, v = advance(g, a, m, v, rule)
-        return sums[0] + tl.abs(g), sums[1] + memory(m, v, rule)
-    else:
-        return sums[0] + tl.abs(g), sums[1]
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def signals_kernel(
-    fields, owners, partials, chunks, start_chunk, rule, READ_TRACES: tl.constexpr,
-    PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Each chunk's sums of |g| and r, and if asked for of a; the first chunk of a tensor counts its step."""
-    chunk = start_chunk + tl.program_id(0)
-    row, numel, first, start, size = locate(fields, owners, chunk, CHUNK)
-    streams = stream_pointers(row, start, PARAM, GRAD, EIGHT_BIT, ALIGNED)
-    blocks = tl.cdiv(numel, GROUP) if EIGHT_BIT else None
-    lanes, full, zeros = tl.arange(0, BLOCK), size // BLOCK * BLOCK, tl.zeros([BLOCK], tl.float32)
-    if rule.signals == "all":
-        kept = partials + _NEW_TRACES * chunks + chunk
-        if READ_TRACES:
-            total = no_traces(EIGHT_BIT, BLOCK)  # of idle tensors as well, so that every sum is there from now on
-            for offset in range(0, full, BLOCK):
-                total = add_traces(total, streams, offset + lanes, None, EIGHT_BIT)
-            for offset in range(full, size, BLOCK):
-                total = add_traces(total, streams, offset + lanes, offset + lanes < size, EIGHT_BIT)
-            traces = sum_of_traces(total, EIGHT_BIT)
-            tl.store(kept, traces)
-        else:
-            traces = tl.load(kept)
-        tl.store(partials + _TRACES * chunks + chunk, traces)
-    if idle(row, rule):
-        return
-    if chunk == first:
-        step = tl.load(row + _STEP).to(tl.pointer_type(tl.float32))
-        tl.store(step, tl.load(step) + 1)
-    if rule.signals != "none":
-        gain, sums = gradient_gain(rule), (zeros, zeros)
-        for offset in range(0, full, BLOCK):
-            sums = _add_signals(sums, streams, blocks, offset + lanes, None, gain, rule)
-        for offset in range(full, size, BLOCK):
-            sums = _add_signals(sums, streams, blocks, offset + lanes, offset + lanes < size, gain, rule)
-        tl.store(partials + _MAGNITUDES * chunks + chunk, tl.sum(sums[0]))
-        tl.store(partials + _MEMORIES * chunks + chunk, tl.sum(sums[1]))
+def _stream(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to element `start` of a tensor. address: pointer to where its address stands."""
+    pointer = tl.load(address).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + start
 
 
 @triton.jit
-def _update(sums, streams, blocks, offsets, mask, gain, inverse, now, rule):
-    a, m, v, base, update = _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule)
-    if blocks is None:
-        tl.store(streams[2] + offsets, a, mask=mask)
-        tl.store(streams[3] + offsets, m, mask=mask)
-        tl.store(streams[4] + offsets, v, mask=mask)
-        tl.store(streams[5] + offsets, update, mask=mask)
-    return sums[0] + update * update, sums[1] + base * base, sums[2] + a
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def update_kernel(
-    fields, owners, partials, chunks, start_chunk, rule,
-    PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The state's step and u; each chunk's sums of u^2, base^2 and the new a. 8-bit state is left to `apply_kernel`."""
-    chunk = start_chunk + tl.num_programs(0) - 1 - tl.program_id(0)
-    row, numel, first, start, size = locate(fields, owners, chunk, CHUNK)
-    if idle(row, rule):
-        return
-    streams = stream_pointers(row, start, PARAM, GRAD, EIGHT_BIT, ALIGNED)
-    blocks = tl.cdiv(numel, GROUP) if EIGHT_BIT else None
-    gain = gradient_gain(rule)
-    inverse = _inverse_means(partials, chunks, first, numel, CHUNK, rule)
-    now = moment(tl.load(tl.load(row + _STEP).to(tl.pointer_type(tl.float32))), rule)
-    lanes, full, zeros = tl.arange(0, BLOCK), size // BLOCK * BLOCK, tl.zeros([BLOCK], tl.float32)
-    sums = (zeros, zeros, zeros)
-    for offset in range(0, full, BLOCK):
-        sums = _update(sums, streams, blocks, offset + lanes, None, gain, inverse, now, rule)
-    for offset in range(full, size, BLOCK):
-        sums = _update(sums, streams, blocks, offset + lanes, offset + lanes < size, gain, inverse, now, rule)
-    tl.store(partials + _UPDATES * chunks + chunk, tl.sum(sums[0]))
-    tl.store(partials + _BASES * chunks + chunk, tl.sum(sums[1]))
-    if rule.signals == "all" and not EIGHT_BIT:
-        tl.store(partials + _NEW_TRACES * chunks + chunk, sum_of_traces(sums[2], EIGHT_BIT))
-
-
-@triton.jit
-def _store_param(param, offsets, mask, values, word):
-    """The parameter, rounded once. word: uint32, random, for stochastic rounding; else None."""
-    if param.dtype.element_ty == tl.bfloat16:
-        noise = nearest_even(values) if word is None else (word & 0xFFFF).to(tl.int32)
-        values = rounded_to_bfloat16(values, noise)
-    tl.store(param + offsets, values.to(param.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _apply(
-    total, streams, blocks, offsets, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC: tl.constexpr
-):  # fmt: skip
-    """`total` plus the new 8-bit a. draw: (seed, step, tensor, the chunk's first element), the counter of random numbers."""
+def _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC: tl.constexpr):
+    """Stores a block after its step. draw: seed, the chunk's first element, step and tensor, of random numbers."""
+    offsets = offset + tl.arange(0, p.shape[0])
     words = (None, None, None, None)
-    if STOCHASTIC or blocks is not None:
-        element = (draw[3] + offsets).to(tl.uint32)
+    if STOCHASTIC or scales[0] is not None:
+        seed, start, step, number = draw
+        element = (start + offsets).to(tl.uint32)
         zero = element * 0
-        words = tl.philox(draw[0], element, zero + draw[1], zero, zero + draw[2])
-    if blocks is None:
-        update = load(streams[5], offsets, mask)
-    else:
-        a, m, v, _, update = _proposed(streams, blocks, offsets, mask, gain, inverse, now, rule)
-        coded, largest = store_codes(streams[2], streams[5], offsets, mask, a, words[1], 255, 2)
-        total = add_decoded(total, coded, largest)
-        store_codes(streams[3], streams[5] + blocks, offsets, mask, m, words[2], 127, 2)
-        store_codes(streams[4], streams[5] + 2 * blocks, offsets, mask, v, words[3], 255, 4)
-    param = keep * load(streams[0], offsets, mask) - scale * of_neurons(update, neurons, offsets, mask)
-    _store_param(streams[0], offsets, mask, param, words[0] if STOCHASTIC else None)
-    return total
+        words = tl.philox(seed, element, zero + step, zero, zero + number)
+    store_param(streams[0], offsets, mask, p, words[0] if STOCHASTIC else None)
+    store_moment(streams[2], scales[0], offset, size, mask, m, words[1], 127, 2)
+    store_moment(streams[3], scales[1], offset, size, mask, v, words[2], 255, 4)
+    if a is not None:
+        store_moment(streams[4], scales[2], offset, size, mask, a, words[3], 255, 2)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
-def apply_kernel(
-    fields, owners, partials, chunks, start_chunk, rule, seed, STOCHASTIC: tl.constexpr,
-    PARAM: tl.constexpr, GRAD: tl.constexpr, EIGHT_BIT: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _neurons(row, start):
+    """The neurons of a chunk from `start` on: address of factors (0 for none), first neuron, elements of it before the chunk,
+    distance between neurons, their number."""
+    stride, count = tl.load(row + STRIDE), tl.load(row + NEURONS)
+    return tl.load(row + FACTORS), (start // stride % count).to(tl.int32), (start % stride).to(tl.int32), stride, count
+
+
+@triton.jit
+def _of_neurons(x, neurons, offsets, mask):
+    """x times the factor of each element's neuron, where there are factors."""
+    factors, first, before, stride, count = neurons
+    if factors != 0:
+        index = (first + (before + offsets) // stride.to(tl.int32)) % count.to(tl.int32)
+        x *= load(factors.to(tl.pointer_type(tl.float32)), index, mask)
+    return x
+
+
+@triton.jit
+def _added(total, x, mask):
+    """`total` [BLOCK / VALUES] plus x [BLOCK]. The values of a thread are added at once: it keeps a single sum."""
+    x = x if mask is None else tl.where(mask, x, 0.0)
+    return total + tl.sum(tl.reshape(x, [total.shape[0], _VALUES]), axis=1)
+
+
+@triton.jit
+def _block(
+    totals,
+    parts,
+    offset,
+    now,
+    rule,
+    MODE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """The block at `offset` of a chunk; `totals` plus its part. WHOLE: not cut short by the chunk's end.
+
+    parts: pointers to the chunk's p, g, m, v and a, which is None without a trace; to the scales of m, v and a, None unless in
+    8 bits; the chunk's elements, `_neurons`, and `_write`'s draw. now: `gradient_gain`, `corrections`, `modulation`, h and
+    `rates`.
+    """
+    streams, scales, size, neurons, draw = parts
+    gain, correct, modulated, h, lr, keep = now
+    offsets = offset + tl.arange(0, BLOCK)
+    mask = None if WHOLE else offsets < size
+    activities, gradients, memories, bases, updates = totals
+    g, p = load(streams[1], offsets, mask) * gain, None
+    if MODE == "apply" or (MODE != "check" and rule.coupled is not None):
+        p = load(streams[0], offsets, mask)
+    if MODE == "check" or MODE == "signals":
+        updates = _added(updates, tl.where(tl.abs(g) < float("inf"), 0.0, 1.0), mask)
+    if MODE != "check":
+        if rule.coupled is not None and rule.base != "gradient":
+            g += rule.coupled * p
+        m = average(load_moment(streams[2], scales[0], offsets, mask, 127, 2), g, rule.of_m)
+        v = rule.of_v.keep * load_moment(streams[3], scales[1], offsets, mask, 255, 4) + rule.of_v.take * g * g
+        a = None
+        if streams[4] is not None:
+            a = average(load_moment(streams[4], scales[2], offsets, mask, 255, 2), tl.abs(g), rule.of_a)
+        base, signals = base_and_signals(g, m, v, a, correct, rule)
+        update = base
+        if rule.plastic and MODE != "signals":
+            update = base * coefficient(signals, modulated, rule)
+            if rule.coupled is not None and rule.base == "gradient":
+                update += rule.coupled * p
+        if MODE == "signals" or (MODE == "apply" and rule.plastic and not rule.exact):
+            activities = _added(activities, signals[0], mask)
+            gradients = _added(gradients, signals[1], mask)
+            memories = _added(memories, signals[2], mask)
+        if MODE == "squares" or (MODE == "apply" and rule.plastic and not rule.exact):
+            bases = _added(bases, base * base, mask)
+            updates = _added(updates, update * update, mask)
+        if MODE == "apply":
+            p = keep * p - lr * _of_neurons(update * h, neurons, offsets, mask)
+            _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC)
+    return activities, gradients, memories, bases, updates
+
+
+@triton.jit(do_not_specialize=["start_chunk", "seed"])
+def step_kernel(
+    fields,  # int64 [tensors, COLUMNS]: the rows of a `tables.Table`
+    gradients,  # int64 [tensors]: addresses of gradients, 0 for none
+    owners,  # int64 [chunks]: each chunk's tensor
+    skips,  # float32 [tensors]: 1 for a tensor to be skipped
+    partials,  # float32 [chunks, SUMS]
+    start_chunk, seed, rule, MODE: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, TRACES: tl.constexpr, EIGHT_BIT: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The parameter's step; of 8-bit tensors the state's as well, and each chunk's sum of the new a."""
+    """One chunk in one mode. start_chunk: of the launch; seed: of random numbers; rule: a `fused_formulas.Rule`."""
     chunk = start_chunk + tl.program_id(0)
-    row, numel, first, start, size = locate(fields, owners, chunk, CHUNK)
-    if idle(row, rule):
+    tensor = tl.load(owners + chunk)
+    if _is_idle(gradients, skips, tensor, rule, MODE):
         return
-    streams = stream_pointers(row, start, PARAM, GRAD, EIGHT_BIT, ALIGNED)
-    blocks = tl.cdiv(numel, GROUP) if EIGHT_BIT else None
-    step = tl.load(tl.load(row + _STEP).to(tl.pointer_type(tl.float32)))
-    now, gain, inverse = moment(step, rule), 1.0, (0.0, 0.0, 0.0)
+    row = fields + tensor * COLUMNS
+    numel, start = tl.load(row + NUMEL), (chunk - tl.load(row + FIRST)) * CHUNK
+    size = tl.minimum(numel - start, CHUNK).to(tl.int32)
+    SIGNED: tl.constexpr = tl.int8 if EIGHT_BIT else tl.float32
+    UNSIGNED: tl.constexpr = tl.uint8 if EIGHT_BIT else tl.float32
+    streams = (
+        _stream(row + PARAM, start, PARAM_DTYPE, ALIGNED),
+        _stream(gradients + tensor, start, GRAD_DTYPE, ALIGNED),
+        _stream(row + EXP_AVG, start, SIGNED, ALIGNED),
+        _stream(row + EXP_AVG_SQ, start, UNSIGNED, ALIGNED),
+        _stream(row + TRACE, start, UNSIGNED, ALIGNED) if TRACES else None,
+    )
+    scales = (None, None, None)
     if EIGHT_BIT:
-        gain = gradient_gain(rule)
-        inverse = _inverse_means(partials, chunks, first, numel, CHUNK, rule)
-    count = tl.cdiv(numel, CHUNK).to(tl.int32)
-    update_squares = tally(partials, _UPDATES, chunks, first, count)
-    base_squares = tally(partials, _BASES, chunks, first, count)
-    lr = rule.lr
-    if rule.lr_tensor is not None:
-        lr = tl.load(rule.lr_tensor).to(tl.float32)
-    scale, keep = lr * now[2] * homeostasis(update_squares, base_squares, numel, rule), 1.0
-    if rule.parameter_decay is not None:
-        keep = 1 - lr * rule.parameter_decay
-    neurons = neurons_of(row, start)
-    draw = (seed, step.to(tl.int32).to(tl.uint32), tl.load(row + _NUMBER).to(tl.uint32), start)
-    lanes, full, total = tl.arange(0, BLOCK), size // BLOCK * BLOCK, no_traces(EIGHT_BIT, BLOCK)
-    for offset in range(0, full, BLOCK):
-        total = _apply(
-            total, streams, blocks, offset + lanes, None, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC
-        )  # fmt: skip
-    for offset in range(full, size, BLOCK):
-        mask = offset + lanes < size
-        total = _apply(
-            total, streams, blocks, offset + lanes, mask, gain, inverse, now, keep, scale, neurons, draw, rule, STOCHASTIC
-        )  # fmt: skip
-    if EIGHT_BIT and rule.signals == "all":
-        tl.store(partials + _NEW_TRACES * chunks + chunk, sum_of_traces(total, EIGHT_BIT))
+        first, groups = _floats(row + SCALES) + start // GROUP, tl.cdiv(numel, GROUP)
+        scales = (first, first + groups, first + 2 * groups)
+    step, sums = tl.load(_floats(row + STEP)) + 1, _floats(row + SUMS)
+    lr, keep = rates(rule)
+    modulated, h, count = (None, None, None), 1.0, numel.to(tl.float32)
+    if rule.plastic and (MODE == "apply" or MODE == "squares"):
+        modulated = modulation(sums, count, step, rule)
+    if rule.plastic and MODE == "apply":
+        h = homeostasis(sums, count, modulated[2], rule)
+    now = (gradient_gain(rule), corrections(step, rule), modulated, h, lr, keep)
+    draw = (seed, start, step.to(tl.int32).to(tl.uint32), tl.load(row + NUMBER).to(tl.uint32))
+    neurons, zeros = _neurons(row, start), tl.zeros([BLOCK // _VALUES], tl.float32)
+    totals, whole = (zeros, zeros, zeros, zeros, zeros), size // BLOCK * BLOCK
+    parts = streams, scales, size, neurons, draw
+    for offset in range(0, whole, BLOCK):
+        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, BLOCK, True)
+    for offset in range(whole, size, BLOCK):
+        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, BLOCK, False)
+    for k in tl.static_range(_SUMS):
+        tl.store(partials + chunk * _SUMS + k, tl.sum(totals[k]))
+
+
+@triton.jit
+def join_kernel(
+    fields,  # int64 [tensors, COLUMNS]
+    gradients,  # int64 [tensors]
+    skips,  # float32 [tensors]
+    partials,  # float32 [chunks, SUMS]
+    rule, MODE: tl.constexpr,
+):  # fmt: skip
+    """What follows `step_kernel` of the same mode, for one tensor: its sums, its step counter, whether it is to be skipped."""
+    tensor = tl.program_id(0)
+    if _is_idle(gradients, skips, tensor, rule, MODE):
+        return
+    row = fields + tensor * COLUMNS
+    count, parts = tl.load(row + CHUNKS), partials + tl.load(row + FIRST) * _SUMS
+    columns, rows = tl.arange(0, 8), tl.arange(0, _PARTS)
+    totals = tl.zeros([_PARTS, 8], tl.float32)
+    if rule.plastic or MODE == "check":
+        for done in range(0, count, _PARTS):
+            here = (done + rows < count)[:, None] & (columns < _SUMS)[None, :]
+            totals += tl.load(parts + (done + rows)[:, None] * _SUMS + columns[None, :], mask=here, other=0.0)
+    sums = tl.sum(totals, axis=0)
+    start, stop = 0, _SUMS
+    if MODE == "signals":
+        stop = 3
+    elif MODE == "squares":
+        start = 3
+    elif MODE == "check" or rule.exact:
+        stop = 0
+    if rule.skips and (MODE == "signals" or MODE == "check"):
+        bad = tl.sum(tl.where(columns == _BAD, sums, 0.0))
+        skip, skipped = tl.where(bad > 0, 1.0, 0.0), _floats(row + SKIPPED)
+        tl.store(skips + tensor, skip)
+        tl.store(skipped, tl.load(skipped) + skip)
+        stop = tl.where(bad > 0, 0, stop)
+    tl.store(_floats(row + SUMS) + columns, sums, mask=(columns >= start) & (columns < stop) & (count > 0))
+    if MODE == "apply":
+        step = _floats(row + STEP)
+        tl.store(step, tl.load(step) + 1)

@@ -1,80 +1,107 @@
-"""What `plasticity_step` asks of its lists of tensors, whatever the form that runs."""
+"""The lists of tensors of a step, and whether tables of their addresses that an earlier step made still serve."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..common.tensor_places import tensor_places
-from .formulas import NeuronFactor
+from .checks import check_lists
+from .reference import NeuronFactor
+
+VECTOR = 16  # bytes of the widest load
+State = dict[str, Tensor]
 
 
-def check_dense(grads: Sequence[Tensor | None]) -> None:
-    """Raise RuntimeError for a gradient that is not dense."""
-    for grad in grads:
-        if grad is not None and grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; "
-                "use dense gradients, as nn.Embedding(sparse=False) has"
-            )
+class Lists(NamedTuple):
+    """The caller's."""
+
+    params: Sequence[Tensor]
+    grads: Sequence[Any]
+    states: Sequence[State]
+    factors: Sequence[NeuronFactor | None] | None
 
 
-def check_lists(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    moments: Sequence[Sequence[Tensor]],
-    steps: Sequence[Tensor],
-    neuron_factors: Sequence[NeuronFactor | None] | None = None,
-) -> None:
-    """Refuse what no form takes. moments: traces, exp_avgs, exp_avg_sqs.
+class Prepared(NamedTuple):
+    """What serves while `key` stays the same: tables, and the places in the lists of the tensors that are in none."""
 
-    Raises RuntimeError for a gradient that is not dense, and where a parameter has changed its shape under its state or
-    gradient; ValueError for lists of unequal length, and for factors that do not fit their parameter.
+    key: Any
+    tables: Sequence[Any]
+    others: frozenset[int]
+
+
+class Step(NamedTuple):
+    """One step's view of the lists. addresses: of the gradients, 0 for none; written: every tensor that the step changes."""
+
+    prepared: Prepared
+    addresses: list[int]
+    written: list[Tensor]
+
+
+def factor_place(factor: NeuronFactor | None) -> Any:
+    if factor is None:
+        return None
+    values, dim = factor
+    return (values.data_ptr(), values.dtype, values.shape, values.stride(), dim) if isinstance(values, Tensor) else dim
+
+
+def key_of(lists: Lists, likes: Sequence[Tensor], values: Sequence[Tensor]) -> Any:
+    """What tables depend on, but for the addresses of gradients: compares equal while they serve.
+
+    likes: the gradients, or where there is none the parameter; values: of all states. Bytes are counted, since memory that was
+    given back may be taken again from the same address on.
     """
-    lists = [params, grads, *moments, steps, *([] if neuron_factors is None else [neuron_factors])]
-    if len(set(map(len, lists))) > 1:
-        raise ValueError(
-            f"the lists of tensors must be of one length, got {', '.join(str(len(each)) for each in lists)}"
-        )
-    check_dense(grads)
-    for index, (param, grad, *held) in enumerate(zip(params, grads, *moments, strict=True)):
-        for tensor in held if grad is None else (grad, *held):
-            if tensor.shape != param.shape:
-                raise RuntimeError(
-                    f"parameter {index} has shape {tuple(param.shape)} but its gradient or state another, such as "
-                    f"{tuple(tensor.shape)}: change widths before the first step, or pass the optimizer to reserve or "
-                    "compact"
-                )
-    for index, factor in enumerate(neuron_factors or ()):
-        if factor is not None:
-            check_factor(params[index], factor, index)
+    params, grads, states, factors = lists
+    dtype, shape, flat = attrgetter("dtype"), attrgetter("shape"), Tensor.is_contiguous
+    return (
+        (len(grads), len(states), {Tensor, *map(type, grads)} - {type(None)}),
+        [list(map(get, params)) for get in (Tensor.data_ptr, dtype, shape, flat)],
+        [list(map(get, values)) for get in (Tensor.data_ptr, attrgetter("nbytes"))],
+        [list(map(get, likes)) for get in (dtype, shape, flat, Tensor.is_neg, Tensor.get_device)],
+        list(chain.from_iterable(states)),
+        None if factors is None else list(map(factor_place, factors)),
+    )
 
 
-def check_factor(param: Tensor, factor: NeuronFactor, index: int) -> None:
-    """Raise ValueError where the neuron factors of parameter number `index` do not fit it."""
-    where, (values, dim) = f"neuron_factors of parameter {index}, of shape {tuple(param.shape)},", factor
-    if isinstance(dim, bool) or not isinstance(dim, int) or not -param.ndim <= dim < param.ndim:
-        raise ValueError(
-            f"{where} must name the dimension that counts its neurons: dim from {-param.ndim} to {param.ndim - 1}; got {dim!r}"
-        )
-    wanted = f"a contiguous float32 tensor of shape {(param.shape[dim],)} on {param.device}"
-    if not isinstance(values, Tensor):
-        raise ValueError(f"values in {where} must be {wanted}; got {type(values).__name__}")
-    fits = values.shape == (param.shape[dim],) and values.dtype == torch.float32 and values.device == param.device
-    if not fits or not values.is_contiguous():
-        raise ValueError(
-            f"values in {where} must be {wanted}; got {'' if values.is_contiguous() else 'non-contiguous '}{values.dtype} of "
-            f"shape {tuple(values.shape)} on {values.device}"
-        )
-    if type(param) not in (Tensor, torch.nn.Parameter):
-        raise ValueError(f"{where} cannot be: the parameter is a {type(param).__name__}; factors are for whole tensors")
+def begin(
+    workspace: dict[Any, Any],
+    lists: Lists,
+    options: Any,
+    prepare: Callable[[Lists], tuple[Sequence[Any], Sequence[int]]],
+    keep: bool = True,
+) -> Step:
+    """The step of these lists, by tables that stand in `workspace`, or that `prepare` makes.
+
+    options: the form, and what else its tables depend on. prepare: from lists that hold a gradient, or a tensor like it, for
+    each parameter, to tables and the places of the tensors left out. keep: whether tables may serve later steps. Raises as
+    `check_lists` does.
+    """
+    params, grads, states, _ = lists
+    likes = [param if grad is None else grad for param, grad in zip(params, grads, strict=False)]
+    values = list(chain.from_iterable(map(dict.values, states)))
+    try:
+        places = list(map(Tensor.data_ptr, likes))
+    except RuntimeError:  # a sparse gradient has none
+        check_lists(*lists)
+        raise
+    key = options, [place % VECTOR for place in places], key_of(lists, likes, values)
+    held: Prepared | None = workspace.get("prepared")
+    if held is None or held.key != key:
+        check_lists(*lists)
+        tables, others = prepare(lists._replace(grads=likes))
+        held = Prepared(key, tables, frozenset(others))
+        if keep:
+            workspace["prepared"] = held
+    # An empty tensor has no address.
+    addresses = [0 if grad is None else place or VECTOR for grad, place in zip(grads, places, strict=True)]
+    if all(addresses):
+        return Step(held, addresses, [*params, *values])
+    stepped = [number for number, address in enumerate(addresses) if address]
+    return Step(held, addresses, [tensor for n in stepped for tensor in (params[n], *states[n].values())])
 
 
-def whereabouts(lists: Iterable[Iterable[Tensor | None]], factors: Iterable[NeuronFactor | None]) -> Any:
-    """`tensor_places` of lists of tensors and their neurons' factors, and which dimensions count the neurons."""
-    factors = list(factors)
-    values = [None if factor is None else factor.values for factor in factors]
-    dims = [None if factor is None else factor.dim for factor in factors]
-    return tensor_places([*chain.from_iterable(lists), *values]), dims
+def left_out(step: Step, grads: Sequence[Any]) -> list[Any] | None:
+    """The gradients of tensors that are in no table, None for all others; None if there are none."""
+    theirs = [grad if number in step.prepared.others else None for number, grad in enumerate(grads)]
+    return theirs if any(grad is not None for grad in theirs) else None

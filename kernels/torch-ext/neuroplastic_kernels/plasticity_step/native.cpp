@@ -1,128 +1,307 @@
-// One NeuroPlastic step over many tensors on the CPU; the formulas are those of formulas.py.
+// One NeuroPlastic step over many tensors on the CPU; the formulas are those of reference.py.
 //
-// Three passes per tensor: m and v, then a and the update, then the parameter. Each needs sums over the tensor from the
-// pass before; only that of a follows from what the step before left, so that the first pass need not move a, and the
-// caches keep more of the rest. A thread takes the same blocks in every pass, the middle pass backwards, so that it
-// begins with what the caches still hold, and passes u on in memory that is its own for all tensors, so that no other
-// core's cache holds it. Sums are kept per block and joined in the order of the blocks: no bit depends on the number of
-// threads.
-
-#include <omp.h>
+// A step is a sweep of one loop over fixed blocks of all tensors. Means of the step before are known when the sweep begins,
+// so that it writes p, m, v and a at once; exact means are those of two sweeps that write nothing. A block keeps its own
+// sums, which are joined in the order of the blocks: no bit depends on the number of threads, and no block waits for another.
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <vector>
-
-#include "native_passes.h"
 
 namespace {
 
-constexpr int64_t RUN = 16;  // blocks: the middle pass goes back run by run, forwards in each, as processors read ahead
+constexpr int64_t BLOCK = 8192;  // elements; half precision, widened by the block, stays in a core's caches
 
-// The factor that keeps a tensor's update bounded, as `homeostasis` of the reference.
-double homeostasis(double base_norm, double norm, int64_t numel, const Rule& rule) {
-  if (rule.base != GRADIENT) return rule.strength != 0 && norm > 0 ? base_norm / norm : 1;
-  double factor = 1;
-  if (rule.max_update_norm >= 0) factor = clamp(rule.max_update_norm / norm, 0.0, 1.0);
-  if (rule.homeostatic_rate != 0) {
-    const double rms = std::sqrt(factor * norm * (factor * norm) / numel + rule.eps);
-    factor *= clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5);
+enum Sum : int { ACTIVITY, GRADIENT, MEMORY, BASE_SQUARED, UPDATE_SQUARED, SUMS };
+enum Base : int64_t { PAPER, ADAMW, MOMENTUM };
+enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+enum Sweep { SCAN, MEASURE, APPLY };  // look for inf and NaN in the gradient; take sums; take sums and write
+
+struct BFloat16 {
+  uint16_t bits;
+  explicit operator float() const {
+    uint32_t wide = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
   }
-  return factor;
-}
-
-double joined(const double* sums, int64_t blocks, Sum which) {
-  double total = 0;
-  for (int64_t block = 0; block < blocks; ++block) total += sums[block * SUMS + which];
-  return total;
-}
-
-// 1/(mean + eps) of a, |g| and r, from the sums of the first pass.
-std::array<double, 3> inverse_means(const Tensor& tensor, const Rule& rule, const double* sums, int64_t blocks) {
-  const double old = std::isnan(tensor.trace_sum) ? joined(sums, blocks, OLD_TRACES) : tensor.trace_sum;
-  const double magnitudes = joined(sums, blocks, MAGNITUDES), memories = joined(sums, blocks, MEMORIES);
-  const double traces = rule.trace_decay * old + (1 - rule.trace_decay) * magnitudes;
-  const auto inverse = [&](double sum) { return 1 / (sum / tensor.numel + rule.eps); };
-  return {inverse(traces), inverse(magnitudes), inverse(memories)};
-}
-
-int64_t blocks_of(int64_t numel) { return (numel + BLOCK - 1) / BLOCK; }
-
-// How many of `blocks` each of `threads` takes at most.
-int64_t share(int64_t blocks, int64_t threads) { return (blocks + threads - 1) / threads; }
-
-// Where a thread stands among those that step a tensor together.
-struct Team {
-  int64_t thread, threads;
-  void wait() const {
-    if (threads > 1) {
-#pragma omp barrier
-    }
+  explicit BFloat16(float value) {  // to nearest, ties to even
+    uint32_t wide;
+    std::memcpy(&wide, &value, sizeof wide);
+    bits = value != value ? 0x7FC0 : uint16_t((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
   }
 };
 
-// One step of one tensor, called by every thread of the team; `room` is the thread's own, `sums` is [blocks, SUMS].
-template <class P, class S>
-void step(Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
-  const int64_t blocks = blocks_of(tensor.numel), mine = share(blocks, team.threads);
-  const int64_t first = std::min(mine * team.thread, blocks), last = std::min(first + mine, blocks);
-  const Streams<P, S> at{static_cast<P*>(tensor.param),      static_cast<const P*>(tensor.grad),
-                         static_cast<S*>(tensor.trace),      static_cast<S*>(tensor.exp_avg),
-                         static_cast<S*>(tensor.exp_avg_sq), static_cast<S*>(room), first * BLOCK};
-  const auto range = [&](int64_t block) { return Range{block * BLOCK, std::min(BLOCK, tensor.numel - block * BLOCK)}; };
+}  // namespace
 
-  const bool add_traces = std::isnan(tensor.trace_sum);
-  for (int64_t i = first; i < last; ++i) advance(at, range(i), rule, add_traces, sums + i * SUMS);
-  team.wait();
-  const auto inverse = inverse_means(tensor, rule, sums, blocks);
-  const auto modulated = modulation<P, S>(rule.base, tensor.blend == 1 && rule.strength == 1);
-  for (int64_t end = last, begin; end > first; end = begin) {
-    begin = std::max(first, end - RUN);
-    for (int64_t i = begin; i < end; ++i) modulated(at, range(i), rule, tensor, inverse.data(), sums + i * SUMS);
-  }
-  team.wait();
-  if (team.thread == 0) tensor.trace_sum = joined(sums, blocks, TRACES);
-  const double norm = std::sqrt(joined(sums, blocks, SQUARES));
-  const double base_norm = std::sqrt(joined(sums, blocks, BASE_SQUARES));
-  const double factor = homeostasis(base_norm, norm, tensor.numel, rule);
-  const S keep = 1 - rule.lr * rule.decoupled_decay, scale = -rule.lr * tensor.gain * factor;
-  for (int64_t block = first; block < last; ++block) apply_update(at, range(block), tensor, keep, scale);
+extern "C" {
+
+// Both structures are declared a second time in native.py, and so are the numbers of bases and dtypes. Every field has
+// eight bytes.
+
+struct Tensor {
+  void* param;    // [numel] of dtype
+  void* exp_avg;  // [numel] of float64 for float64, else float32; so are the next two
+  void* exp_avg_sq;
+  void* trace;  // null with activity "rms"
+  void* sums;   // [SUMS] of the dtype of exp_avg
+  float *step, *skipped;
+  const float* factors;  // [neurons], or null; element i belongs to neuron i / stride % neurons
+  int64_t numel, dtype, neurons, stride;
+};
+
+struct Rule {
+  int64_t base, exact, skip_nonfinite;
+  double lr, beta1, beta2, trace_decay, weights[3], lowest, highest, scale, strength, warmup_steps;
+  double max_update_norm, target_rms, homeostatic_rate, eps;  // infinite norm: no limit
+  double coupled_decay, decoupled_decay;                      // at most one is not 0
+  double gradient_factor;                                     // negative to ascend
+};
+
+}  // extern "C"
+
+namespace {
+
+// A tensor to step. sums: known before a sweep, replaced by its own; rounded as they are kept.
+struct Task {
+  const Tensor* tensor;
+  const void* grad;  // [numel] of the tensor's dtype
+  double sums[SUMS];
+  bool plastic;  // alpha is not 1
+  double correction_m, root_correction_v, correction_a, divisor, gains[3], gradient_gain, blend, h;
+};
+
+struct Block {
+  Task* task;
+  int64_t begin, size;
+  double sums[SUMS];
+};
+
+double kept(const Tensor& tensor, int k) {
+  return tensor.dtype == FLOAT64 ? static_cast<double*>(tensor.sums)[k] : static_cast<float*>(tensor.sums)[k];
 }
 
-void step(Tensor& tensor, const Rule& rule, Team team, void* room, double* sums) {
-  switch (tensor.dtype) {
-    case FLOAT32: return step<float, float>(tensor, rule, team, room, sums);
-    case FLOAT64: return step<double, double>(tensor, rule, team, room, sums);
-    case BFLOAT16: return step<BFloat16, float>(tensor, rule, team, room, sums);
-    case FLOAT16: return step<_Float16, float>(tensor, rule, team, room, sums);
+void keep(const Tensor& tensor, int k, double sum) {
+  tensor.dtype == FLOAT64 ? static_cast<double*>(tensor.sums)[k] = sum : static_cast<float*>(tensor.sums)[k] = sum;
+}
+
+double rounded(double x, const Tensor& tensor) { return tensor.dtype == FLOAT64 ? x : float(x); }
+
+// NaN stays NaN.
+template <class S>
+S clamp(S x, S lowest, S highest) {
+  x = x < lowest ? lowest : x;
+  return x > highest ? highest : x;
+}
+
+// Of torch's bits.
+template <class S>
+S lerp(S start, S end, S weight) {
+  const S difference = end - start;
+  return weight < S(0.5) ? std::fma(weight, difference, start) : std::fma(weight - 1, difference, end);
+}
+
+bool is_plastic(const Rule& rule) { return rule.strength != 0 || rule.base == PAPER; }
+
+bool has_history(const double* sums) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  const auto positive = [](double x) { return x > 0; };
+  return std::all_of(sums, sums + BASE_SQUARED, finite) && std::any_of(sums, sums + BASE_SQUARED, positive);
+}
+
+double homeostasis(const Task& task, const Rule& rule) {
+  const double base = task.sums[BASE_SQUARED], update = task.sums[UPDATE_SQUARED];
+  if (rule.base != PAPER) {
+    const double ratio = std::sqrt(rounded(base / update, *task.tensor));
+    return task.plastic && std::isfinite(ratio) && ratio > 0 ? ratio : 1;
+  }
+  double factor = std::isinf(rule.max_update_norm) ? 1 : rule.max_update_norm / std::sqrt(update);
+  factor = factor > 1 ? 1 : factor;
+  if (rule.homeostatic_rate == 0) return factor;
+  const double rms = std::sqrt(factor * factor * update / task.tensor->numel + rule.eps);
+  return factor * clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5);
+}
+
+// The terms of a sweep, from the sums known before it.
+void prepare(Task& task, const Rule& rule) {
+  const Tensor& tensor = *task.tensor;
+  const double step = *tensor.step;
+  const auto correction = [&](double rate) { return rule.base == PAPER ? 1 : 1 - std::pow(rate, step); };
+  task.correction_m = correction(rule.beta1), task.correction_a = correction(rule.trace_decay);
+  task.root_correction_v = std::pow(correction(rule.beta2), 0.5);
+  task.divisor = rule.base == PAPER ? 1 : rule.base == ADAMW ? task.correction_m : 1 - rule.beta1;
+  const double tiny = tensor.dtype == FLOAT64 ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const auto inverse = [&](int k) { return 1 / (task.sums[k] / tensor.numel + (rule.base == PAPER ? rule.eps : tiny)); };
+  for (int k = 0; k < BASE_SQUARED; ++k) task.gains[k] = rule.weights[k] * inverse(k);
+  task.gradient_gain = inverse(GRADIENT);
+  const double gate = rule.warmup_steps != 0 ? std::min((step - 1) / rule.warmup_steps, 1.0) : 1;
+  task.blend = gate * rule.scale;
+  task.plastic = is_plastic(rule) && (rule.base == PAPER || has_history(task.sums));
+  task.h = homeostasis(task, rule);
+}
+
+// The factors of a block's neurons, an element each.
+void spread_factors(const Tensor& tensor, const Block& block, float* spread) {
+  int64_t neuron = block.begin / tensor.stride % tensor.neurons, left = tensor.stride - block.begin % tensor.stride;
+  for (int64_t i = 0; i < block.size; ++i) {
+    spread[i] = tensor.factors[neuron];
+    if (--left == 0) left = tensor.stride, neuron = neuron + 1 == tensor.neurons ? 0 : neuron + 1;
+  }
+}
+
+template <class S>
+void scan(Block& block, S factor, const S* g) {
+  S zeros = 0;  // NaN once an element is not finite
+#pragma omp simd reduction(+ : zeros)
+  for (int64_t i = 0; i < block.size; ++i) zeros += factor * g[i] * 0;
+  block.sums[GRADIENT] = zeros;
+}
+
+// The loop. S: of the state and all arithmetic. p, g and factors are those of the block.
+template <class S, Base BASE, bool TRACE, bool PLASTIC, bool WRITES>
+void step(Block& block, const Rule& rule, S* p, const S* g, const float* factors) {
+  static const std::vector<S> zeros(BLOCK, 0);  // what decays where there is no coupled decay: not p, which may be NaN
+  const Task& task = *block.task;
+  const S* decayed = rule.coupled_decay != 0 ? p : zeros.data();
+  S* m = static_cast<S*>(task.tensor->exp_avg) + block.begin;
+  S* v = static_cast<S*>(task.tensor->exp_avg_sq) + block.begin;
+  S* a = TRACE ? static_cast<S*>(task.tensor->trace) + block.begin : nullptr;
+
+  const S gradient_factor = rule.gradient_factor, coupled = rule.coupled_decay, keep = 1 - rule.lr * rule.decoupled_decay;
+  const S beta2 = rule.beta2, rate_m = 1 - rule.beta1, rate_v = 1 - rule.beta2, rate_a = 1 - rule.trace_decay, eps = rule.eps;
+  const S inverse_m = 1 / task.correction_m, inverse_a = TRACE ? 1 / task.correction_a : 1;
+  const S root_correction = task.root_correction_v, inverse_root = 1 / task.root_correction_v;
+  const S of_activity = task.gains[ACTIVITY] * inverse_a, of_memory = task.gains[MEMORY] * inverse_m;
+  const S of_gradient = task.gains[GRADIENT], of_gradient_alone = task.gradient_gain, unblended = task.blend - 1;
+  const S lowest = rule.lowest, highest = rule.highest, strength = rule.strength;
+  const S rate = -rule.lr / task.divisor, plastic_rate = rate * task.h;
+  S activities = 0, magnitudes = 0, memories = 0, bases = 0, updates = 0;
+#pragma omp simd reduction(+ : activities, magnitudes, memories, bases, updates)
+  for (int64_t i = 0; i < block.size; ++i) {
+    const S decay = coupled * decayed[i], scaled = gradient_factor * g[i], grad = BASE == PAPER ? scaled : scaled + decay;
+    const S magnitude = std::abs(grad), mean = lerp(m[i], grad, rate_m), trace = TRACE ? lerp(a[i], magnitude, rate_a) : 0;
+    const S square = std::fma(rate_v * grad, grad, beta2 * v[i]);
+    // Without plasticity the bits are torch's; with it a product serves for a quotient.
+    const S root = PLASTIC ? std::sqrt(square) * inverse_root : std::sqrt(square) / root_correction;
+    const S denominator = root + eps, ratio = mean / denominator, memory = std::abs(ratio);
+    const S activity = TRACE ? trace : root, base = BASE == ADAMW ? ratio : BASE == MOMENTUM ? mean : grad;
+    S update = base;
+    if (PLASTIC) {
+      const S full = clamp(of_activity * activity + of_gradient * magnitude + of_memory * memory, lowest, highest);
+      const S plain = clamp(of_gradient_alone * magnitude, lowest, highest);
+      const S blended = std::fma(unblended, full - plain, full);
+      update *= std::fma(strength, blended - 1, S(1));
+      if (BASE == PAPER) update += decay;
+    }
+    activities += activity, magnitudes += magnitude, memories += memory;
+    bases += base * base, updates += update * update;
+    if (!WRITES) continue;
+    m[i] = mean, v[i] = square;
+    if (TRACE) a[i] = trace;
+    if (PLASTIC) {
+      p[i] = std::fma(plastic_rate * factors[i], update, keep * p[i]);
+    } else {
+      const S moved = rate * (mean * S(factors[i]));
+      p[i] = keep * p[i] + (BASE == ADAMW ? moved / denominator : moved);
+    }
+  }
+  const double squares = 1 / (task.divisor * task.divisor);
+  const double sums[SUMS] = {activities * inverse_a, magnitudes, memories * inverse_m, bases * squares, updates * squares};
+  std::copy(sums, sums + SUMS, block.sums);
+}
+
+template <class S, Base BASE, bool TRACE>
+void step(Block& block, const Rule& rule, bool writes, S* p, const S* g, const float* factors) {
+  const bool plastic = block.task->plastic;
+  const auto chosen = plastic ? writes ? step<S, BASE, TRACE, true, true> : step<S, BASE, TRACE, true, false>
+                              : writes ? step<S, BASE, TRACE, false, true> : step<S, BASE, TRACE, false, false>;
+  chosen(block, rule, p, g, factors);
+}
+
+template <class S>
+void visit(Block& block, const Rule& rule, Sweep kind, S* p, const S* g) {
+  static const std::vector<float> ones(BLOCK, 1);
+  const Tensor& tensor = *block.task->tensor;
+  if (kind == SCAN) return scan<S>(block, rule.gradient_factor, g);
+  float spread[BLOCK];
+  if (tensor.factors) spread_factors(tensor, block, spread);
+  const auto chosen = rule.base == PAPER   ? tensor.trace ? step<S, PAPER, true> : step<S, PAPER, false>
+                      : rule.base == ADAMW ? tensor.trace ? step<S, ADAMW, true> : step<S, ADAMW, false>
+                                           : tensor.trace ? step<S, MOMENTUM, true> : step<S, MOMENTUM, false>;
+  chosen(block, rule, kind == APPLY, p, g, tensor.factors ? spread : ones.data());
+}
+
+// Half precision: through float32 and back.
+template <class P>
+void visit_half(Block& block, const Rule& rule, Sweep kind) {
+  P* param = static_cast<P*>(block.task->tensor->param) + block.begin;
+  const P* grad = static_cast<const P*>(block.task->grad) + block.begin;
+  float p[BLOCK], g[BLOCK];
+  for (int64_t i = 0; i < block.size; ++i) p[i] = float(param[i]), g[i] = float(grad[i]);
+  visit<float>(block, rule, kind, p, g);
+  for (int64_t i = 0; i < block.size && kind == APPLY; ++i) param[i] = P(p[i]);
+}
+
+template <class S>
+void visit_whole(Block& block, const Rule& rule, Sweep kind) {
+  const Tensor& tensor = *block.task->tensor;
+  visit<S>(block, rule, kind, static_cast<S*>(tensor.param) + block.begin, static_cast<const S*>(block.task->grad) + block.begin);
+}
+
+void visit(Block& block, const Rule& rule, Sweep kind) {
+  switch (block.task->tensor->dtype) {
+    case FLOAT32: return visit_whole<float>(block, rule, kind);
+    case FLOAT64: return visit_whole<double>(block, rule, kind);
+    case BFLOAT16: return visit_half<BFloat16>(block, rule, kind);
+    case FLOAT16: return visit_half<_Float16>(block, rule, kind);
+  }
+}
+
+void sweep(std::vector<Task>& tasks, const Rule& rule, Sweep kind, int64_t threads) {
+  std::vector<Block> blocks;
+  for (Task& task : tasks) {
+    prepare(task, rule);
+    for (int64_t begin = 0; begin < task.tensor->numel; begin += BLOCK) {
+      blocks.push_back({&task, begin, std::min(BLOCK, task.tensor->numel - begin), {}});
+    }
+    std::fill(task.sums, task.sums + SUMS, 0);
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (size_t i = 0; i < blocks.size(); ++i) visit(blocks[i], rule, kind);
+  for (const Block& block : blocks) {
+    for (int k = 0; k < SUMS; ++k) block.task->sums[k] += block.sums[k];
+  }
+  for (Task& task : tasks) {
+    for (double& sum : task.sums) sum = rounded(sum, *task.tensor);
   }
 }
 
 }  // namespace
 
-// The elements of `room` for tensors of at most `largest` elements and as many threads, or fewer.
-extern "C" int64_t room_size(int64_t largest, int64_t threads) { return (blocks_of(largest) + threads) * BLOCK; }
-
-// `room` has `room_size` elements of eight bytes.
-extern "C" void plasticity_step(Tensor* tensors, int64_t count, const Rule* rule, double* room, int64_t threads) {
-  int64_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, tensors[i].numel);
-  std::vector<double> sums(blocks_of(largest) * SUMS);
-#pragma omp parallel num_threads(threads)
-  {
-    const Team everyone{omp_get_thread_num(), omp_get_num_threads()};
-    double* own_room = room + share(blocks_of(largest), everyone.threads) * everyone.thread * BLOCK;
-    double own_sums[SUMS];
-    for (int64_t i = 0; i < count; ++i) {
-      if (!tensors[i].grad) continue;
-      const bool small = tensors[i].numel <= BLOCK;  // one thread's alone, so that nobody waits
-      if (!small) {
-        step(tensors[i], *rule, everyone, own_room, sums.data());
-      } else if (i % everyone.threads == everyone.thread) {
-        step(tensors[i], *rule, {0, 1}, own_room, own_sums);
-      }
-    }
+// grads: of each tensor, null for one that is not stepped.
+extern "C" void plasticity_step(
+    const Tensor* tensors, const void* const* grads, int64_t count, const Rule* rule, int64_t threads) {
+  std::vector<Task> tasks;
+  for (int64_t i = 0; i < count; ++i) {
+    if (grads[i]) tasks.push_back({tensors + i, grads[i]});
+  }
+  if (rule->skip_nonfinite) {
+    sweep(tasks, *rule, SCAN, threads);
+    const auto skips = [](const Task& task) { return std::isnan(task.sums[GRADIENT]); };
+    for (const Task& task : tasks) *task.tensor->skipped += skips(task);
+    tasks.erase(std::remove_if(tasks.begin(), tasks.end(), skips), tasks.end());
+  }
+  for (Task& task : tasks) {
+    *task.tensor->step += 1;
+    for (int k = 0; k < SUMS; ++k) task.sums[k] = kept(*task.tensor, k);
+  }
+  const bool measures = is_plastic(*rule) && (rule->exact || rule->base == PAPER);
+  for (int runs = measures ? 2 : 0; runs > 0; --runs) sweep(tasks, *rule, MEASURE, threads);  // the means, then the norms
+  sweep(tasks, *rule, APPLY, threads);
+  for (const Task& task : tasks) {
+    for (int k = 0; k < SUMS && task.tensor->numel > 0; ++k) keep(*task.tensor, k, is_plastic(*rule) ? task.sums[k] : 0);
   }
 }

@@ -1,53 +1,88 @@
-"""The compiled CPU form of `plasticity_step`: native.cpp, called once for all tensors.
-
-Sums are taken in a fixed order of fixed blocks: the result does not depend on the number of threads.
-"""
+"""The compiled CPU form of `plasticity_step`: native.cpp, called once for all tensors, on a table of their addresses."""
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..common.compiler import load
-from .formulas import Hyperparameters, NeuronFactor, moment
-from .options import Options, careful_step, gradient_factor
-from .tensor_table import TensorRecord, TensorTable, table_for
+from . import reference
+from .lists import Lists, State, begin, left_out
+from .reference import SUMS, Hyperparameters, NeuronFactor
+from .storage import is_flat, state_dtype
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 BASES = {"gradient": 0, "adamw": 1, "momentum": 2}
-ONE = torch.ones(())
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class TensorRecord(ctypes.Structure):
+    """`Tensor` of native.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("param", "exp_avg", "exp_avg_sq", "trace", "sums", "step", "skipped")),
+        ("factors", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("numel", "dtype", "neurons", "stride")),
+    )
 
 
 class RuleRecord(ctypes.Structure):
-    """`Rule` of native_passes.h."""
+    """`Rule` of native.cpp."""
 
     _fields_ = (
-        ("base", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("base", "exact", "skip_nonfinite")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "trace_decay")),
-        *((name, ctypes.c_double) for name in ("trace_weight", "gradient_weight", "memory_weight")),
-        *((name, ctypes.c_double) for name in ("lowest", "highest", "strength")),
+        ("weights", ctypes.c_double * 3),
+        *((name, ctypes.c_double) for name in ("lowest", "highest", "scale", "strength", "warmup_steps")),
         *((name, ctypes.c_double) for name in ("max_update_norm", "target_rms", "homeostatic_rate", "eps")),
         *((name, ctypes.c_double) for name in ("coupled_decay", "decoupled_decay", "gradient_factor")),
     )
 
 
-def rule_record(hyper: Hyperparameters, factor: Tensor | None) -> RuleRecord:
-    """One step's options. factor: what gradients are multiplied by before anything else."""
+class Table(NamedTuple):
+    """Tensors that the library takes: their places in the lists, and an array of their records."""
+
+    members: list[int]
+    records: Any
+
+
+@cache
+def compiled() -> ctypes.CDLL:
+    """The library of the source, built on first use. Raises RuntimeError where that fails."""
+    library = load(SOURCE)
+    library.plasticity_step.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+    )
+    library.plasticity_step.restype = None
+    return library
+
+
+def rule_record(hyper: Hyperparameters, factor: Tensor | None, skip_nonfinite: bool) -> RuleRecord:
+    """One step's options. factor: what gradients are multiplied by."""
     sign = -1.0 if hyper.maximize else 1.0
     return RuleRecord(
         BASES[hyper.base],
+        hyper.statistics == "exact",
+        skip_nonfinite,
         float(hyper.lr),
         *hyper.betas,
         hyper.trace_decay,
-        *hyper.signal_weights,
+        hyper.signal_weights,
         *hyper.alpha_range,
+        hyper.plasticity_scale,
         hyper.strength,
-        -1.0 if hyper.max_update_norm is None else hyper.max_update_norm,
+        hyper.warmup_steps,
+        math.inf if hyper.max_update_norm is None else hyper.max_update_norm,
         hyper.target_rms,
         hyper.homeostatic_rate,
         hyper.eps,
@@ -57,90 +92,95 @@ def rule_record(hyper: Hyperparameters, factor: Tensor | None) -> RuleRecord:
     )
 
 
-@cache
-def compiled() -> ctypes.CDLL:
-    """The library of the source, built on first use. Raises RuntimeError where that fails."""
-    library, integer = load(SOURCE), ctypes.c_int64
-    library.room_size.argtypes, library.room_size.restype = (integer, integer), integer
-    library.plasticity_step.argtypes = (
-        ctypes.POINTER(TensorRecord), integer, ctypes.POINTER(RuleRecord), ctypes.c_void_p, integer
-    )  # fmt: skip
-    library.plasticity_step.restype = None
-    return library
+def is_taken(param: Tensor, grad: Tensor, state: State, skips: bool) -> bool:
+    """Whether the library takes a tensor: plain numbers in this process's memory, not 8-bit codes."""
+    wide = state_dtype(param)
+    dtypes = dict.fromkeys(("exp_avg", "exp_avg_sq", "trace", "sums"), wide) | {
+        "step": torch.float32,
+        "skipped": torch.float32,
+    }
+    numels = {"sums": SUMS, "step": 1, "skipped": 1}
+    return (
+        param.dtype in DTYPES
+        and grad.dtype == param.dtype
+        and state.keys() <= dtypes.keys()
+        and (not skips or "skipped" in state)
+        and all(each.is_cpu and is_flat(each) for each in (param, grad, *state.values()))
+        and all(
+            each.dtype == dtypes[name] and each.numel() == numels.get(name, param.numel())
+            for name, each in state.items()
+        )
+    )
 
 
-def room_for(workspace: dict[Any, Any], largest: int, threads: int) -> Tensor:
-    """Memory of `workspace` for the threads of a step of tensors of at most `largest` elements."""
-    size = compiled().room_size(largest, threads)
-    if "native" not in workspace or workspace["native"].numel() < size:
-        workspace["native"] = torch.empty(size, dtype=torch.float64)
-    return workspace["native"]
+def tensor_record(param: Tensor, state: State, neurons: NeuronFactor | None) -> TensorRecord:
+    """One tensor of `is_taken`."""
+    addresses = {name: each.data_ptr() for name, each in state.items()}
+    found = TensorRecord(param=param.data_ptr(), **addresses, numel=param.numel(), dtype=DTYPES[param.dtype])
+    if neurons is not None:
+        found.factors, found.neurons = neurons.values.data_ptr(), neurons.values.numel()
+        found.stride = math.prod(param.shape[neurons.dim % param.ndim + 1 :])
+    return found
 
 
-def run(
-    table: TensorTable,
-    lists: Sequence[Sequence[Tensor]],
-    steps: Sequence[Tensor],
-    rule: RuleRecord,
-    hyper: Hyperparameters,
-    workspace: dict[Any, Any],
-) -> None:
-    """Step the tensors of a table that have a gradient. lists: p, a, m and v of all tensors."""
-    moment_of = cache(lambda step: moment(step, hyper))  # most tensors have done as many steps
-    counters = [steps[index] for index in table.stepped]
-    torch._foreach_add_(counters, ONE)
-    for record, counter in zip(table.active, counters, strict=True):
-        record.blend, record.correction, record.gain = moment_of(counter.item())
-    table.forget_written_sums(lists[1])
-    threads = torch.get_num_threads()
-    room = room_for(workspace, max(record.numel for record in table.records), threads)
-    compiled().plasticity_step(table.array, len(table.array), rule, room.data_ptr(), threads)
-    increment_version([written[index] for index in table.stepped for written in lists])  # behind torch's back
-    table.remember_sums(lists[1])
+def prepare(skips: bool, rounds: bool, lists: Lists) -> tuple[list[Table], list[int]]:
+    """The table of the tensors that the library takes, and the places of the others. lists: of `begin`.
+
+    skips: whether tensors may be skipped. rounds: whether bfloat16 parameters are rounded at random, which is not for here.
+    """
+    params, grads, states, factors = lists
+    members, others = list[int](), list[int]()
+    for number, param in enumerate(params):
+        taken = is_taken(param, grads[number], states[number], skips) and not (rounds and param.dtype == torch.bfloat16)
+        (members if taken else others).append(number)
+    records = [tensor_record(params[n], states[n], None if factors is None else factors[n]) for n in members]
+    return [Table(members, (TensorRecord * len(records))(*records))], others
 
 
 @torch.no_grad()
 def plasticity_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    traces: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    states: Sequence[State],
     *,
-    scales: Sequence[Tensor | None] | None = None,
-    grad_scale: Tensor | None = None,
+    gradient_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
-    max_grad_norm: float | None = None,
+    skip_nonfinite: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
-    gradient_squares: Tensor | None = None,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
 ) -> None:
-    """`options.plasticity_step`, whose arguments and errors these are, for CPU tensors.
+    """`reference.plasticity_step`, whose arguments, errors and results, but for the order of sums, these are.
 
-    What `tensor_table.takes` refuses, 8-bit state and stochastic rounding go the way of the reference.
+    `workspace` holds the table: one dict for each list of tensors. Tensors that the library does not take (8-bit state, not
+    contiguous, sharded, with a gradient of another dtype, with stochastic rounding) go to the reference.
     """
     rule, workspace = Hyperparameters(**hyper), {} if workspace is None else workspace
-    options = Options(grad_scale, None, max_grad_norm, stochastic_rounding, seed, gradient_squares)
-    if found_inf is not None and found_inf.item():
-        return
-    factor = gradient_factor([grad for grad in grads if grad is not None], options)
-    lists, absent = (params, traces, exp_avgs, exp_avg_sqs), [None] * len(params)
-    rounds = [stochastic_rounding and param.dtype == torch.bfloat16 for param in params]
-    left_out = [rounded or scale is not None for rounded, scale in zip(rounds, scales or absent, strict=True)]
-    neurons = absent if neuron_factors is None else neuron_factors
-    table = table_for(workspace, grads, lists, steps, neurons, left_out)
-    taken = set(table.stepped)
-    for number, grad in enumerate(grads):
-        if grad is not None and number not in taken:
-            streams = (params[number], grad, *(each[number] for each in (*lists[1:], steps)))
-            scale = None if scales is None else scales[number]
-            careful_step(streams, scale, number, factor, options, neurons[number], workspace=workspace, **hyper)
-    if table.stepped:
-        run(table, lists, steps, rule_record(rule, factor), rule, workspace)
+    lists, kinds = Lists(params, grads, states, neuron_factors), (skip_nonfinite, stochastic_rounding)
+    step = begin(workspace, lists, ("native", *kinds), partial(prepare, *kinds))
+    (members, records) = step.prepared.tables[0]
+    if members and not (found_inf is not None and found_inf.item()):
+        gradients = (ctypes.c_void_p * len(members))(*(step.addresses[member] for member in members))
+        record = rule_record(rule, gradient_factor, skip_nonfinite)
+        threads = torch.get_num_threads()
+        compiled().plasticity_step(records, gradients, len(members), ctypes.byref(record), threads)
+        increment_version(step.written)  # behind torch's back
+    theirs = left_out(step, grads)
+    if theirs is not None:
+        reference.plasticity_step(
+            params,
+            theirs,
+            states,
+            gradient_factor=gradient_factor,
+            found_inf=found_inf,
+            skip_nonfinite=skip_nonfinite,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
+            neuron_factors=neuron_factors,
+            **hyper,
+        )
 
 
 def load_plasticity_step() -> Callable[..., None]:

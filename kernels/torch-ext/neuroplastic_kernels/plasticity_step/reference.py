@@ -1,134 +1,229 @@
-"""One step of the NeuroPlastic optimizer over lists of tensors: the specification every faster form is held to.
+"""One NeuroPlastic step in plain PyTorch: the specification that every other form is held to.
 
-A tensor is walked three times, in pieces that fit the cache: state, then update, then parameter. Each pass needs a sum over
-the whole tensor from the pass before it. Besides the state it takes three buffers of the largest tensor's size.
+Source: NeuroPlastic, arXiv 2604.26297. Per parameter tensor p of n elements with gradient g and step number t = 1, 2, ...:
+
+    m <- b1*m + (1-b1)*g        v <- b2*v + (1-b2)*g^2        a <- rho*a + (1-rho)*|g|   (activity "trace" only)
+    m' = m/(1-b1^t)             v' = v/(1-b2^t)               a' = a/(1-rho^t)
+    r = m'/(sqrt(v') + eps)     activity = sqrt(v') ("rms") or a' ("trace")
+    base = r ("adamw") or m/(1-b1), torch's momentum buffer ("momentum")
+    alpha_full = clip(wa*activity/A + wg*|g|/G + wm*|r|/R, lo, hi)             alpha_grad = clip(|g|/G, lo, hi)
+    alpha = alpha_grad + gate*scale*(alpha_full - alpha_grad)                  gate = clip((t-1)/warmup, 0, 1)
+    alpha <- 1 + strength*(alpha - 1)
+    p <- (1 - lr*decay)*p - lr * h * alpha*base                                times a factor per neuron, if given
+
+A, G and R are the means of activity, |g| and |r|, and h = ||base||/||alpha*base|| is homeostasis: the step keeps the norm of
+the base's own step, plasticity only redistributes the norm among the elements. With statistics "previous" all four are
+those of this tensor's step before, which the step left in `sums`; with "exact" they are this step's own. Without a step
+before (sums of 0), or after one whose sums are not finite, alpha = h = 1: the base's own step. So alpha stays within
+[lo, hi] and h within [1/hi, 1/lo] whatever the gradients do (scale <= 1).
+
+The base "gradient" is the paper's own step, always exact, without bias correction, activity a (m' = m, v' = v, a' = a):
+
+    x^ = x/(mean(x) + eps) in place of x/A, x/G, x/R            u = alpha*g (+ decay*p, unless decoupled)
+    ||u|| is cut to max_update_norm; rms = sqrt(mean(u^2) + eps); u *= clip(1 + rate*(target_rms - rms), .5, 1.5); p <- p - lr*u
+
+Deviations from the paper: warm-up counts steps rather than epochs; the bases "adamw" and "momentum", means of the step
+before, activity "rms", conserving homeostasis, strength, decoupled decay and factors per neuron are ours. strength 0 is
+torch's AdamW bit for bit, SGD with momentum, or SGD.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .formulas import (
-    Hyperparameters,
-    Moment,
-    NeuronFactor,
-    Piece,
-    advance_state,
-    apply_update,
-    fill_buffers,
-    homeostasis,
-    inverse_means,
-    modulate,
-    moment,
-    scale_neurons,
-    signal_sums,
-)
+from .checks import check_lists
+from .storage import narrow, sum_over_shards, widened
 
-CHUNK = 1 << 19  # elements of a piece: long enough to hide the cost of a call, short enough for the shared cache
+# `sums` of a tensor's state: what its last step adds up over its elements.
+ACTIVITY, GRADIENT, MEMORY, BASE_SQUARED, UPDATE_SQUARED = range(5)
+SUMS = 5
 
 
-def propose(pieces: Sequence[Piece], hyper: Hyperparameters, now: Moment) -> Tensor | float:
-    """The state's step and u of one tensor, given as its pieces; the factor that homeostasis puts on u."""
-    numel = sum(piece.param.numel() for piece in pieces)
-    sums = []
-    for piece in pieces:
-        advance_state(piece, hyper)
-        fill_buffers(piece, hyper, now)
-        sums.append(signal_sums(piece))
-    inverse = inverse_means(sums, numel, hyper.eps)
-    norms = [modulate(piece, inverse, hyper, now) for piece in pieces]
-    return homeostasis(norms, numel, hyper)
+class Hyperparameters(NamedTuple):
+    """The options of a step; symbols as in the formulas above.
+
+    lr: a float or a one-element tensor. base: "adamw", "momentum" or "gradient". betas: (b1, b2). activity: "rms" or "trace".
+    statistics: "previous" or "exact". trace_decay: rho. signal_weights: (wa, wg, wm). alpha_range: (lo, hi). warmup_steps: 0
+    for none. max_update_norm (None for no limit), target_rms and homeostatic_rate (0 for none) act on the base "gradient".
+    decoupled_weight_decay: p shrinks by lr*weight_decay first; otherwise weight_decay*p joins u (base "gradient") or g.
+    maximize: ascend.
+    """
+
+    lr: float | Tensor
+    base: str
+    betas: tuple[float, float]
+    activity: str = "rms"
+    statistics: str = "previous"
+    trace_decay: float = 0.95
+    signal_weights: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    alpha_range: tuple[float, float] = (0.2, 2.0)
+    plasticity_scale: float = 1.0
+    strength: float = 1.0
+    warmup_steps: float = 0
+    max_update_norm: float | None = 1.0
+    target_rms: float = 0.02
+    homeostatic_rate: float = 0.01
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False
+    maximize: bool = False
 
 
-def is_flat(stream: Tensor) -> bool:
-    """Whether a tensor is one run of memory of this process: contiguous, no subclass such as a sharded DTensor, and its numbers
-    as they lie there."""
-    return stream.is_contiguous() and type(stream) in (Tensor, torch.nn.Parameter) and not stream.is_neg()
+class NeuronFactor(NamedTuple):
+    """What the step of each neuron's part of a parameter is multiplied by, after homeostasis.
+
+    1 changes no bit, 0 leaves the part to decoupled decay alone. values: float32 [N], on the parameter's device; they may be
+    changed in place between steps. dim: the dimension of the parameter that counts the neurons.
+    """
+
+    values: Tensor
+    dim: int
+
+    def over(self, param: Tensor) -> Tensor:
+        """The factors in a shape that broadcasts over the parameter."""
+        return self.values.view([-1 if d == self.dim % param.ndim else 1 for d in range(param.ndim)])
 
 
-class Buffers:
-    """Room for the pieces of one tensor after the other, of one dtype and device, up to `numel` elements each."""
-
-    def __init__(self, like: Tensor, numel: int) -> None:
-        self.magnitude, self.memory, self.update = (like.new_empty(numel) for _ in range(3))
-
-    def cut(self, streams: Sequence[Tensor]) -> list[Piece]:
-        """Flat streams as pieces of at most CHUNK elements."""
-        numel = streams[0].numel()
-        flat = [stream.view(-1) for stream in streams]
-        flat += [buffer[:numel] for buffer in (self.magnitude, self.memory, self.update)]
-        return [Piece._make(parts) for parts in zip(*(stream.split(CHUNK) for stream in flat), strict=True)]
+def blend(step: float, hyper: Hyperparameters) -> float:
+    """gate*scale of step 1, 2, ...: how far alpha goes from alpha_grad to alpha_full."""
+    gate = min((step - 1) / hyper.warmup_steps, 1.0) if hyper.warmup_steps else 1.0
+    return gate * hyper.plasticity_scale
 
 
-def make_room(workspace: dict[Any, Buffers], traces: Sequence[Tensor]) -> None:
-    """Let `workspace` hold buffers for every flat trace, by dtype and device."""
-    largest: dict[Any, Tensor] = {}
-    for trace in filter(is_flat, traces):
-        kind = (trace.dtype, trace.device)
-        if kind not in largest or trace.numel() > largest[kind].numel():
-            largest[kind] = trace
-    for kind, trace in largest.items():
-        if kind not in workspace or workspace[kind].memory.numel() < trace.numel():
-            workspace[kind] = Buffers(trace, trace.numel())
+def coefficient(signals: Sequence[Tensor], sums: Tensor, numel: int, step: float, hyper: Hyperparameters) -> Tensor:
+    """alpha of each element, from its signals (activity, |g|, |r|) and their sums; 1 without history."""
+    floor = hyper.eps if hyper.base == "gradient" else torch.finfo(sums.dtype).tiny
+    inverse = 1 / (sums[:BASE_SQUARED] / numel + floor)
+    activity, gradient, memory = (weight * inverse[k] * signals[k] for k, weight in enumerate(hyper.signal_weights))
+    full = (activity + gradient + memory).clamp(*hyper.alpha_range)
+    of_gradient = (inverse[GRADIENT] * signals[GRADIENT]).clamp(*hyper.alpha_range)
+    alpha = torch.lerp(of_gradient, full, blend(step, hyper))
+    alpha = 1 + hyper.strength * (alpha - 1)
+    return alpha if hyper.base == "gradient" else torch.where(has_history(sums), alpha, 1.0)
 
 
-def one_piece(param: Tensor, grad: Tensor, trace: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> Piece:
-    """A tensor of any layout as one piece with buffers of its own."""
-    return Piece(param, grad, trace, exp_avg, exp_avg_sq, *(torch.empty_like(trace) for _ in range(3)))
+def has_history(sums: Tensor) -> Tensor:
+    """Whether the sums of the signals can be divided by: finite, and not all 0."""
+    means = sums[:BASE_SQUARED]
+    return means.isfinite().all() & (means > 0).any()
+
+
+def homeostasis(sums: Tensor, numel: int, hyper: Hyperparameters) -> Tensor:
+    """h, from the sums of base^2 and (alpha*base)^2; for the base "gradient" the cap and the gain on u."""
+    base, update = sums[BASE_SQUARED], sums[UPDATE_SQUARED]
+    if hyper.base != "gradient":
+        ratio = (base / update).sqrt()
+        return torch.where(has_history(sums) & ratio.isfinite() & (ratio > 0), ratio, 1.0)
+    factor = torch.ones_like(update)
+    if hyper.max_update_norm is not None:
+        factor = (hyper.max_update_norm / update.sqrt()).clamp(max=1.0)
+    if hyper.homeostatic_rate:
+        rms = (factor.square() * update / numel + hyper.eps).sqrt()
+        factor = factor * (1 + hyper.homeostatic_rate * (hyper.target_rms - rms)).clamp(0.5, 1.5)
+    return factor
+
+
+def step_tensor(
+    p: Tensor,
+    g: Tensor,
+    state: dict[str, Tensor],
+    hyper: Hyperparameters,
+    whole: Tensor,
+    neurons: NeuronFactor | None = None,
+) -> None:
+    """Steps p, `whole` itself or this process's shard of it, in place. p, g and the state: of one dtype, float32 or float64."""
+    (b1, b2), paper, step, lr = hyper.betas, hyper.base == "gradient", state["step"].item(), float(hyper.lr)
+    coupled = 0.0 if hyper.decoupled_weight_decay else hyper.weight_decay
+    g = -g if hyper.maximize else g
+    if coupled and not paper:
+        g = g.add(p, alpha=coupled)
+    m, v = state["exp_avg"].lerp_(g, 1 - b1), state["exp_avg_sq"].mul_(b2).addcmul_(g, g, value=1 - b2)
+    correction_m, correction_v, correction_a = (1.0 if paper else 1 - rho**step for rho in (b1, b2, hyper.trace_decay))
+
+    rms = v.sqrt() / correction_v**0.5
+    denominator, magnitude = rms + hyper.eps, g.abs()
+    memory = (m / denominator).abs() / correction_m
+    activity = state["trace"].lerp_(magnitude, 1 - hyper.trace_decay) / correction_a if "trace" in state else rms
+    # base = numerator / denominator / divisor, as torch's own optimizers write it: the bits are theirs.
+    numerator, divisor = {"adamw": (m, correction_m), "momentum": (m, 1 - b1), "gradient": (g, 1.0)}[hyper.base]
+    denominator = denominator if hyper.base == "adamw" else torch.ones_like(p)
+
+    if hyper.strength or paper:
+        base, signals = numerator / denominator / divisor, (activity, magnitude, memory)
+        sums = torch.stack([*(each.sum() for each in (*signals, base.square())), base.new_zeros(())])
+        exact, known = paper or hyper.statistics == "exact", state["sums"]
+        if exact:
+            known = sum_over_shards(sums, whole)
+        alpha = coefficient(signals, known, whole.numel(), step, hyper)
+        update = alpha * base + coupled * p if paper and coupled else alpha * base
+        sums[UPDATE_SQUARED] = update.square().sum()
+        if exact:
+            sum_over_shards(sums[UPDATE_SQUARED], whole)
+        h = homeostasis(sums if exact else known, whole.numel(), hyper)
+        state["sums"].copy_(sums if exact else sum_over_shards(sums, whole))
+        numerator = update * h if paper else numerator * (alpha * h)
+    else:
+        state["sums"].zero_()
+    if neurons is not None:
+        numerator = numerator * neurons.over(p)
+    if hyper.weight_decay and hyper.decoupled_weight_decay:
+        p.mul_(1 - lr * hyper.weight_decay)
+    p.addcdiv_(numerator, denominator, value=-lr / divisor)
 
 
 @torch.no_grad()
 def plasticity_step(
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    traces: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    states: Sequence[dict[str, Tensor]],
     *,
+    gradient_factor: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    skip_nonfinite: bool = False,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
 ) -> None:
-    """Step every parameter tensor once, in place; `plasticity_formulas` holds the formulas.
+    """Steps every tensor that has a gradient once, in place.
 
     Args:
-        params: n tensors of any shape, layout and real floating dtype.
-        grads: their gradients, of the same shapes; read only.
-        traces, exp_avgs, exp_avg_sqs: a, m and v, of the parameters' shapes; float32 for half-precision parameters, else
-            the parameter's dtype. All arithmetic is in this dtype.
-        steps: n float32 scalars, the steps done so far; each grows by one. On the device, nothing is read from them.
-        neuron_factors: per tensor the factors of its neurons, or None; None for no factors at all.
-        workspace: a dict of the caller's, empty at first, in which buffers are kept from call to call.
+        params: n tensors of any shape and layout; float16, bfloat16, float32 or float64; DTensors are stepped by shards.
+        grads: their gradients, of the same shapes, read only; None leaves a tensor and its state alone.
+        states: per tensor what it keeps. `step`: float32 scalar, the steps done so far. `exp_avg`, `exp_avg_sq` and, with
+            activity "trace" or base "gradient", `trace`: m, v and a, of the tensor's shape; float32 for half precision, else
+            the tensor's dtype, in which all arithmetic is done; or 8-bit codes, and then `scales` (see `eight_bit`).
+            `sums`: [5] of that dtype, see above. `skipped`: float32 scalar, with skip_nonfinite only.
+        gradient_factor: one element, what every gradient is multiplied by first: clipping, and the loss scale taken off.
+        found_inf: one element; unless it is 0, nothing changes.
+        skip_nonfinite: a tensor whose gradient holds inf or NaN stays as it is, with its state, and `skipped` grows by one.
+            Otherwise such elements, and their moments, become non-finite for good, as AdamW's do; the others step on as the
+            base does. (With statistics "exact" of the base "gradient" the whole tensor becomes NaN, by the paper's norm.)
+        stochastic_rounding: round bfloat16 parameters up or down such that the expected value is exact.
+        seed: of the random numbers that this and 8-bit state use; a tensor's number is its place in the list.
+        neuron_factors: per tensor the factors of its neurons, or None.
+        workspace: a dict of the caller's, empty at first, in which other forms keep tables from call to call.
         **hyper: the fields of `Hyperparameters`; `lr`, `base` and `betas` have no default.
 
-    Non-finite gradients are not special: through the means they reach their whole tensor. Nothing is read back from the
-    device. Raises TypeError for an unknown keyword, ValueError for lists of unequal length.
+    Raises:
+        RuntimeError: a sparse gradient, or a tensor of another shape than its gradient or state.
+        ValueError: lists of unequal length, or factors that do not fit. TypeError: an unknown keyword.
     """
     rule = Hyperparameters(**hyper)
-    if isinstance(rule.lr, Tensor) and rule.lr.device.type == "cpu":
-        rule = rule._replace(lr=rule.lr.item())
-    workspace = {} if workspace is None else workspace
-    make_room(workspace, traces)
-    factors = [None] * len(params) if neuron_factors is None else neuron_factors
-    for param, grad, trace, exp_avg, exp_avg_sq, step, neurons in zip(
-        params, grads, traces, exp_avgs, exp_avg_sqs, steps, factors, strict=True
-    ):
-        step += 1
-        if param.numel() == 0:
+    check_lists(params, grads, states, neuron_factors)
+    if found_inf is not None and found_inf.item():
+        return
+    for number, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        if grad is None:
             continue
-        now = moment(step.item() if step.is_cpu else step.double(), rule)
-        streams = (param, grad, trace, exp_avg, exp_avg_sq)
-        if all(map(is_flat, streams)):
-            room = workspace[trace.dtype, trace.device]
-            pieces, update = room.cut(streams), room.update[: param.numel()].view(param.shape)
-        else:
-            pieces = [one_piece(*streams)]
-            update = pieces[0].update
-        factor = propose(pieces, rule, now)
-        if neurons is not None:
-            scale_neurons(update, neurons)
-        for piece in pieces:
-            apply_update(piece, factor, rule, now)
+        p, g, values = widened(param, grad, state, gradient_factor)
+        if skip_nonfinite and sum_over_shards((~g.isfinite()).any().float(), param):
+            state["skipped"] += 1
+            continue
+        state["step"] += 1
+        if param.numel():
+            step_tensor(p, g, values, rule, param, None if neuron_factors is None else neuron_factors[number])
+            narrow(param, state, p, values, number, seed, stochastic_rounding)
