@@ -299,12 +299,37 @@ def test_dtypes_and_layouts_may_be_mixed():
         assert optimizer.state[p]["exp_avg"].stride() == p.stride()
 
 
-def test_a_step_of_no_length_moves_nothing():
-    """Sharded training takes such a step to make the optimizer build its state."""
-    optimizer = NeuroPlastic(parameters(), lr=0.0, weight_decay=0.1)
+def test_a_step_of_no_length_moves_nothing_and_leaves_no_history():
+    """Sharded training takes such a step, with gradients of zero, to make the optimizer build its state."""
+    optimizer, adamw = NeuroPlastic(parameters(), lr=0.0, weight_decay=0.1), torch.optim.AdamW(parameters(), lr=0.0)
     before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
-    take_steps(optimizer, 0, 1)
+    for each in (optimizer, adamw):
+        for p in each.param_groups[0]["params"]:
+            p.grad = torch.zeros_like(p)
+        each.step()
     assert all(torch.equal(p, q) for p, q in zip(optimizer.param_groups[0]["params"], before, strict=True))
+    for each in (optimizer, adamw):
+        each.param_groups[0].update(lr=0.01, weight_decay=0.1)
+        take_steps(each, 0, 1)
+    for p, q in zip(optimizer.param_groups[0]["params"], adamw.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_parameter_that_was_frozen_goes_on_where_it_stopped(base):
+    """Its state and sums wait, as those of a layer that LayerDrop leaves out."""
+    optimizer, twin = NeuroPlastic(parameters(), base=base), NeuroPlastic(parameters(), base=base)
+    for each in (optimizer, twin):
+        take_steps(each, 0, 2)
+    first, second = optimizer.param_groups[0]["params"]
+    kept = {name: value.clone() for name, value in optimizer.state[first].items()}
+    first.grad = None
+    second.grad = torch.ones_like(second)
+    optimizer.step()
+    assert all(torch.equal(value, kept[name]) for name, value in optimizer.state[first].items())
+    for each in (optimizer, twin):
+        take_steps(each, 3, 4)
+    assert torch.equal(first, twin.param_groups[0]["params"][0])
 
 
 def test_complex_and_integer_parameters_are_refused_and_the_group_with_them():

@@ -170,10 +170,11 @@ def test_a_step_without_history_is_adamw_s_own_bit_for_bit(dtype, statistics, su
 @pytest.mark.parametrize("base", ["adamw", "momentum"])
 def test_alpha_and_h_stay_within_their_bounds_whatever_the_gradients_do(base, trace):
     """So a step is never longer than hi/lo times the base's own, element by element, nor shorter than lo/hi."""
-    p, jumps = stream((300,), steps=12)
+    p, jumps = stream((300,), steps=15)
     problem = Problem(sizes=[p.shape], dtypes=[p.dtype], trace=trace)
     for number, g in enumerate(jumps):
-        g = g * (1e6, 1.0, 1e-6, 0.0)[number % 4]
+        g = g * (1e6, 1.0, 1e-6, 0.0, 1.0)[number % 5]
+        g[7] *= 1e6 if number % 5 == 4 else 1  # a single huge element
         before = problem.params[0].clone()
         want = torch_step(base, problem, [g], problem.states)[0] - before
         problem.step("reference", [g], base=base, lr=LR)
