@@ -19,7 +19,7 @@ FILLS: dict[str, tuple[Any, ...]] = {  # of an optimizer's state, per parameter
     "none": (),
     "SGD": ("zero",),
     "AdamW": ("zero", "mean"),
-    "NeuroPlastic": ("mean", "zero", "mean"),
+    "NeuroPlastic, trace": ("mean", "zero", "mean"),
 }
 WARMUP = 3
 BUSY_CYCLES = 20_000_000  # long enough for the host to queue one call behind it
@@ -123,5 +123,5 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
     cases = [(share, "AdamW", "normal") for share in (0.0, 0.01)]
     if not quick:
         cases += [(0.01, state, "normal") for state in FILLS if state != "AdamW"]
-        cases += [(share, "NeuroPlastic", "layer") for share in (0.0, 0.01)]
+        cases += [(share, "NeuroPlastic, trace", "layer") for share in (0.0, 0.01)]
     return [row for case in cases for row in measure(*case, device, rounds=5 if quick else 25)]

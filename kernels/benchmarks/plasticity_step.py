@@ -180,45 +180,44 @@ def prepared(
     return step, counted
 
 
+def interleaved(first: Callable[[], Any], second: Callable[[], Any], device: str, rounds: int) -> dict[str, float]:
+    """Medians over rounds of both steps in turns: the second's milliseconds, those of its host, and its ratio to the first."""
+    times = [(timed(first, device)[0], *timed(second, device)) for _ in range(rounds)]
+    return {
+        "ms": 1e3 * statistics.median(seconds for _, seconds, _ in times),
+        "host_ms": 1e3 * statistics.median(host for _, _, host in times),
+        "ratio": statistics.median(seconds / anchor for anchor, seconds, _ in times),
+    }
+
+
 def measure(model: str, device: str, rounds: int, compiled: bool) -> list[dict[str, Any]]:
+    """A row per optimizer, each in turns with the first one; of the others only one is in memory at a time."""
     with torch.device("meta"):
         shapes = [tuple(p.shape) for p in MODELS[model]().parameters()]
     params = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
-    for param in params:
+    for param in params:  # all optimizers step the same parameters
         param.grad = torch.randn_like(param) * 1e-3
     count, bandwidth, built = sum(p.numel() for p in params), memory_bandwidth(device), optimizers(device, compiled)
-    steps, counted = {}, {}
-    for name, (build, _) in built.items():  # all step the same parameters
+    anchor, rows = prepared(lambda: next(iter(built.values()))[0](params), device)[0], list[dict[str, Any]]()
+    for name, (build, size) in built.items():
         try:
             with time_limit(PATIENCE if name == COMPILED else 0):
-                steps[name], counted[name] = prepared(lambda build=build: build(params), device)
+                step, counted = prepared(lambda build=build: build(params), device)
         except Exception as error:
             if name != COMPILED:
                 raise
             print(f"{name} of {model} is left out, it does not compile: {type(error).__name__}: {error}")
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(timed(step, device))
-    seconds = {name: statistics.median(total for total, _ in runs) for name, runs in times.items()}
-    anchor = next(iter(seconds.values()))
-    return [
-        {
-            "operation": "plasticity_step",
-            "model": model,
-            "tensors": len(shapes),
-            "parameters": count,
-            "optimizer": name,
-            "ms": seconds[name] * 1e3,
-            "host_ms": statistics.median(host for _, host in times[name]) * 1e3,
-            "ratio": seconds[name] / anchor,
-            "bytes_per_parameter": built[name][1],
-            "share_of_bandwidth": built[name][1] * count / seconds[name] / bandwidth,
+            continue
+        took = interleaved(anchor, step, device, rounds)
+        moved = {
+            "bytes_per_parameter": size,
+            "share_of_bandwidth": size * count / (took["ms"] / 1e3) / bandwidth,
             "bandwidth_gb_per_s": bandwidth / 1e9,
-            **counted[name],
         }
-        for name in steps
-    ]
+        where = {"operation": "plasticity_step", "model": model, "tensors": len(shapes), "parameters": count}
+        rows.append({**where, "optimizer": name, **took, **moved, **counted})
+        del step
+    return rows
 
 
 def run(device: str, quick: bool, compiled: bool = False) -> list[dict[str, Any]]:

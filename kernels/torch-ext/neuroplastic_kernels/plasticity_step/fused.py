@@ -121,7 +121,7 @@ def plasticity_step(
             if capturing:
                 workspace.setdefault("captured", []).append((each, gradients))  # the graph reads them again
             launch(each, gradients, rule, signed_seed, stochastic_rounding)
-    increment_version(step.written)  # kernels write behind torch's back
+    increment_version(step.stepped)  # kernels write behind torch's back
     theirs = left_out(step, grads)
     if theirs is not None:
         plasticity_step_reference(

@@ -32,11 +32,11 @@ class Prepared(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step's view of the lists. addresses: of the gradients, 0 for none; written: every tensor that the step changes."""
+    """One step's view of the lists. addresses: of the gradients, 0 for none; stepped: the parameters that have one."""
 
     prepared: Prepared
     addresses: list[int]
-    written: list[Tensor]
+    stepped: Sequence[Tensor]
 
 
 def factor_place(factor: NeuronFactor | None) -> Any:
@@ -95,10 +95,8 @@ def begin(
             workspace["prepared"] = held
     # An empty tensor has no address.
     addresses = [0 if grad is None else place or VECTOR for grad, place in zip(grads, places, strict=True)]
-    if all(addresses):
-        return Step(held, addresses, [*params, *values])
-    stepped = [number for number, address in enumerate(addresses) if address]
-    return Step(held, addresses, [tensor for n in stepped for tensor in (params[n], *states[n].values())])
+    stepped = params if all(addresses) else [p for p, address in zip(params, addresses, strict=True) if address]
+    return Step(held, addresses, stepped)
 
 
 def left_out(step: Step, grads: Sequence[Any]) -> list[Any] | None:

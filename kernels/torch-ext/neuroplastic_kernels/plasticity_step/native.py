@@ -166,7 +166,7 @@ def plasticity_step(
         record = rule_record(rule, gradient_factor, skip_nonfinite)
         threads = torch.get_num_threads()
         compiled().plasticity_step(records, gradients, len(members), ctypes.byref(record), threads)
-        increment_version(step.written)  # behind torch's back
+        increment_version(step.stepped)  # behind torch's back
     theirs = left_out(step, grads)
     if theirs is not None:
         reference.plasticity_step(
