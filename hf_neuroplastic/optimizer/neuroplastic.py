@@ -15,7 +15,7 @@ from neuroplastic_kernels import NeuronFactor, plasticity_step, select
 from .clipping import gradient_factor
 from .diagnostics import diagnose
 from .options import NOT_OF_A_STEP, RULES, check_options, refuse_strangers
-from .state import completed_groups, initial_state, matched_state, restored
+from .state import completed_groups, fits, initial_state, matched_state, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
 
@@ -201,6 +201,9 @@ class NeuroPlastic(Optimizer):
             kept = [i for i, (grad, state) in enumerate(zip(grads, states, strict=True)) if state or grad is not None]
             params, grads = [params[i] for i in kept], [grads[i] for i in kept]
             states = [self.state[param] or self._new_state(param, group) for param in params]
+        for number, (param, state) in enumerate(zip(params, states, strict=True)):
+            if not fits(state, group):
+                states[number] = self.state[param] = restored(param, state, group, self._counter_device(param))
         if all(grad is None for grad in grads):
             return None
         return {

@@ -34,7 +34,9 @@ def is_sequence_of(length: int, allowed: Callable[[Any], bool]) -> Callable[[Any
 
 
 def is_learning_rate(value: Any) -> bool:
-    return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else is_at_least_zero(value)
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and (value.is_meta or is_at_least_zero(value.item()))
+    return is_at_least_zero(value)
 
 
 def is_norm(value: Any) -> bool:
@@ -58,7 +60,7 @@ def is_one_of(*allowed: str) -> Callable[[Any], bool]:
 
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (is_learning_rate, "a finite number >= 0 or a tensor of one element"),
+    "lr": (is_learning_rate, "a finite number >= 0, or a tensor of one such number"),
     "base": (is_one_of(*OWN), f"one of {', '.join(map(repr, OWN))}"),
     "betas": (is_sequence_of(2, is_decay), "two numbers >= 0 and < 1, or None for the base's own"),
     "activity": (is_one_of("rms", "trace"), "'rms', 'trace', or None for the base's own"),
@@ -85,7 +87,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (is_seed, "a whole number >= 0 and < 2**63"),
     "state_bits": (lambda value: is_seed(value) and value in (8, 32), "8 or 32"),
 }
-NOT_OF_A_STEP = ("max_grad_norm", "state_bits")  # the other options are arguments of `plasticity_step`
+NOT_OF_A_STEP = ("activity", "max_grad_norm", "state_bits")  # the other options are arguments of `plasticity_step`
 
 
 def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:

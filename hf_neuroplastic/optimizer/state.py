@@ -31,6 +31,11 @@ def initial_state(param: Tensor, group: dict[str, Any], counter: torch.device) -
     return state | {"sums": torch.zeros(SUMS, dtype=wide, device=param.device)}
 
 
+def fits(state: dict[str, Tensor], group: dict[str, Any]) -> bool:
+    """Whether a state holds the tensors that the group's options ask for, which may change between steps."""
+    return ("trace" in state) == (group["activity"] == "trace") and ("skipped" in state or not group["skip_nonfinite"])
+
+
 def matched_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Pairs of a parameter and its saved state, checked."""
     identifiers = (key for group in state_dict["param_groups"] for key in group["params"])
@@ -49,6 +54,11 @@ def check_entry(key: Any, param: Tensor, entry: dict[str, Any]) -> None:
         raise ValueError(
             f"state of parameter {key} lacks {', '.join(missing)}: it holds {', '.join(map(str, entry))}; NeuroPlastic "
             "loads its own state or that of torch's Adam and AdamW"
+        )
+    if "max_exp_avg_sq" in entry:
+        raise ValueError(
+            f"state of parameter {key} holds max_exp_avg_sq: it was saved with amsgrad=True, for which NeuroPlastic has no "
+            "place; take these entries out of the state to go on without them"
         )
     if "trace" in entry and "sums" not in entry:
         raise ValueError(

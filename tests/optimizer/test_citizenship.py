@@ -151,6 +151,38 @@ def test_a_trace_starts_anew_where_the_saved_state_has_none():
     assert all("trace" in rms.state[p] for p in rms.param_groups[0]["params"])
 
 
+def test_amsgrad_s_state_is_refused():
+    amsgrad, optimizer = torch.optim.AdamW(parameters(), amsgrad=True), NeuroPlastic(parameters())
+    take_steps(amsgrad, 0, 1)
+    with pytest.raises(ValueError, match=r"parameter 0 holds max_exp_avg_sq: .* amsgrad=True"):
+        optimizer.load_state_dict(amsgrad.state_dict())
+
+
+@pytest.mark.parametrize("state_bits", [32, 8])
+@pytest.mark.parametrize("change", [{"activity": "trace"}, {"skip_nonfinite": True}], ids=str)
+def test_an_option_that_is_changed_between_steps_counts_from_the_next(change, state_bits):
+    """And back: the moments stay."""
+    optimizer = NeuroPlastic([torch.nn.Parameter(torch.randn(80, 60))], state_bits=state_bits)
+    (p,), group = optimizer.param_groups[0]["params"], optimizer.param_groups[0]
+    take_steps(optimizer, 0, 2)
+    before = {name: optimizer.state[p][name].clone() for name in ("exp_avg", "exp_avg_sq", "sums")}
+    kept, rate = {name: group[name] for name in change}, group["lr"]
+    for options in (change, kept):
+        group.update(options, lr=0.0)
+        p.grad = None
+        optimizer.step()
+        if state_bits == 32:
+            assert all(torch.equal(optimizer.state[p][name], value) for name, value in before.items())
+    group.update(change, lr=rate)
+    take_steps(optimizer, 2, 4)
+    assert {"activity": "trace", "skip_nonfinite": "skipped"}[next(iter(change))] in optimizer.state[p]
+    if "skip_nonfinite" in change:
+        p.grad[0, 0] = torch.nan
+        optimizer.step()
+        assert p.isfinite().all()
+        assert optimizer.state[p]["skipped"] == 1
+
+
 def test_a_state_of_another_optimizer_or_shape_changes_nothing():
     optimizer = NeuroPlastic(parameters())
     take_steps(optimizer, 0, 1)

@@ -8,7 +8,7 @@ import torch
 from hf_neuroplastic import NeuroPlastic
 
 BAD = {
-    "lr": [-1.0, math.nan, math.inf, "fast", None, torch.ones(2), True],
+    "lr": [-1.0, math.nan, math.inf, "fast", None, torch.ones(2), torch.tensor(-1.0), torch.tensor(math.nan), True],
     "base": ["adam", None, 3],
     "betas": [(0.9,), (0.9, 1.0), (-0.1, 0.9), 0.9, (math.nan, 0.9)],
     "trace_decay": [1.0, -0.1, None],

@@ -4,7 +4,7 @@ Source: NeuroPlastic, arXiv 2604.26297. Per parameter tensor p of n elements wit
 
     m <- b1*m + (1-b1)*g        v <- b2*v + (1-b2)*g^2        a <- rho*a + (1-rho)*|g|   (activity "trace" only)
     m' = m/(1-b1^t)             v' = v/(1-b2^t)               a' = a/(1-rho^t)
-    r = m'/(sqrt(v') + eps)     activity = sqrt(v') ("rms") or a' ("trace")
+    r = m'/(sqrt(v') + eps)     activity = a' where the state holds a trace, else sqrt(v')
     base = r ("adamw") or m/(1-b1), torch's momentum buffer ("momentum")
     alpha_full = clip(wa*activity/A + wg*|g|/G + wm*|r|/R, lo, hi)             alpha_grad = clip(|g|/G, lo, hi)
     alpha = alpha_grad + gate*scale*(alpha_full - alpha_grad)                  gate = clip((t-1)/warmup, 0, 1)
@@ -44,8 +44,8 @@ SUMS = 5
 class Hyperparameters(NamedTuple):
     """The options of a step; symbols as in the formulas above.
 
-    lr: a float or a one-element tensor. base: "adamw", "momentum" or "gradient". betas: (b1, b2). activity: "rms" or "trace".
-    statistics: "previous" or "exact". trace_decay: rho. signal_weights: (wa, wg, wm). alpha_range: (lo, hi). warmup_steps: 0
+    lr: a float or a one-element tensor. base: "adamw", "momentum" or "gradient". betas: (b1, b2). statistics: "previous"
+    or "exact". trace_decay: rho. signal_weights: (wa, wg, wm). alpha_range: (lo, hi). warmup_steps: 0
     for none. max_update_norm (None for no limit), target_rms and homeostatic_rate (0 for none) act on the base "gradient".
     decoupled_weight_decay: p shrinks by lr*weight_decay first; otherwise weight_decay*p joins u (base "gradient") or g.
     maximize: ascend.
@@ -54,7 +54,6 @@ class Hyperparameters(NamedTuple):
     lr: float | Tensor
     base: str
     betas: tuple[float, float]
-    activity: str = "rms"
     statistics: str = "previous"
     trace_decay: float = 0.95
     signal_weights: tuple[float, float, float] = (0.4, 0.4, 0.2)
@@ -193,9 +192,9 @@ def plasticity_step(
     Args:
         params: n tensors of any shape and layout; float16, bfloat16, float32 or float64; DTensors are stepped by shards.
         grads: their gradients, of the same shapes, read only; None leaves a tensor and its state alone.
-        states: per tensor what it keeps. `step`: float32 scalar, the steps done so far. `exp_avg`, `exp_avg_sq` and, with
-            activity "trace" or base "gradient", `trace`: m, v and a, of the tensor's shape; float32 for half precision, else
-            the tensor's dtype, in which all arithmetic is done; or 8-bit codes, and then `scales` (see `eight_bit`).
+        states: per tensor what it keeps. `step`: float32 scalar, the steps done so far. `exp_avg`, `exp_avg_sq` and, for an
+            activity that is a trace, as the paper's, `trace`: m, v and a, of the tensor's shape; float32 for half precision,
+            else the tensor's dtype, in which all arithmetic is done; or 8-bit codes, and then `scales` (see `eight_bit`).
             `sums`: [5] of that dtype, see above. `skipped`: float32 scalar, with skip_nonfinite only.
         gradient_factor: one element, what every gradient is multiplied by first: clipping, and the loss scale taken off.
         found_inf: one element; unless it is 0, nothing changes.
