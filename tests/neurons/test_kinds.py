@@ -67,11 +67,15 @@ def test_replacing_a_constant_neuron_does_not_change_the_output(name, constant):
     for mine, stock in zip(kind.in_both_modes(model), expected, strict=True):
         torch.testing.assert_close(mine, stock, rtol=1e-5, atol=1e-5)
     for site in dropin.sites:
-        assert all(weight.part.select(0, 1).any() for weight, _ in site.incoming)
-        for share in site.outgoing:
-            reborn = share.part.select(share.dim, 1)
+        assert all(weight.view.select(0, 1).any() for weight, _ in site.incoming)
+        for neuron_slice in site.outgoing:
+            reborn = neuron_slice.view.select(neuron_slice.dim, 1)
             assert not reborn[[0, *range(2, len(reborn))]].any()  # entry 1 may be a reborn neuron of the next site
-        assert not any(share.part.select(share.dim, 1).any() for share in site.others if share.fresh == "zero")
+        assert not any(
+            neuron_slice.view.select(neuron_slice.dim, 1).any()
+            for neuron_slice in site.others
+            if neuron_slice.fill == "zero"
+        )
     assert not unchanged(model, before)
 
 
@@ -153,11 +157,14 @@ def test_only_what_belongs_to_the_chosen_neurons_changes(kind, make):
     names = {parameter: name for name, parameter in model.named_parameters()}
     names |= {buffer: name for name, buffer in model.named_buffers()}
     for site in dropin.sites:
-        for share in site.shares:
+        for neuron_slice in site.slices:
             for name, mask in allowed.items():
-                whole = mask.ndim == share.tensor.ndim and mask.shape[share.dim] == share.tensor.shape[share.dim]
-                if whole and name.split(" ")[0] == names[share.tensor]:
-                    share.block_of(mask, share.dim).select(share.dim, 1).fill_(True)
+                whole = (
+                    mask.ndim == neuron_slice.tensor.ndim
+                    and mask.shape[neuron_slice.dim] == neuron_slice.tensor.shape[neuron_slice.dim]
+                )
+                if whole and name.split(" ")[0] == names[neuron_slice.tensor]:
+                    neuron_slice.block_of(mask, neuron_slice.dim).select(neuron_slice.dim, 1).fill_(True)
         for into in (site.down.bias, *(fold.into for fold in site.folds)):
             if into is not None:
                 allowed[names[into]].fill_(True)
@@ -204,7 +211,9 @@ def test_utility_counts_all_outgoing_weights(name):
     kind = KINDS[name]
     _, dropin = kind.observed(criterion="utility", relative=False)
     for site, known, score in zip(dropin.sites, dropin.statistics, dropin.scores(), strict=True):
-        weights = [share.part.transpose(0, share.dim).flatten(1).abs().sum(1) for share in site.outgoing]
+        weights = [
+            neuron_slice.view.transpose(0, neuron_slice.dim).flatten(1).abs().sum(1) for neuron_slice in site.outgoing
+        ]
         torch.testing.assert_close(score, known.activity * sum(weights))
         assert (score > 0).any()
 
@@ -214,12 +223,12 @@ def test_a_reborn_neuron_learns(kind):
     model, dropin = kind.observed()
     dropin.apply(decisions(Action.REPLACE, dropin, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    shares = [share for site in dropin.sites for share in site.shares if isinstance(share.tensor, torch.nn.Parameter)]
-    before = [share.part.select(share.dim, 1).clone() for share in shares]
+    held = [part for site in dropin.sites for part in site.slices if isinstance(part.tensor, torch.nn.Parameter)]
+    before = [neuron_slice.view.select(neuron_slice.dim, 1).clone() for neuron_slice in held]
     for seed in range(4):  # what leads out moves first, then what leads in, then a GRU's reset gate
         kind.train_step(model, optimizer, seed)
-    for share, then in zip(shares, before, strict=True):
-        assert not torch.equal(share.part.select(share.dim, 1), then)
+    for neuron_slice, then in zip(held, before, strict=True):
+        assert not torch.equal(neuron_slice.view.select(neuron_slice.dim, 1), then)
 
 
 @pytest.mark.parametrize("name", SILENCEABLE)
@@ -229,9 +238,9 @@ def test_a_slot_is_in_reserve_only_if_nothing_of_a_neuron_is_left(name):
         for site in find_sites(model):
             hold_constant(site, 1, 0.0)
             assert not inert_slots(site).any()
-            for share in site.outgoing:
-                share.part.select(share.dim, 1).zero_()
+            for neuron_slice in site.outgoing:
+                neuron_slice.view.select(neuron_slice.dim, 1).zero_()
             assert inert_slots(site).tolist() == [False, True] + [False] * (site.width - 2)
-            site.incoming[-1].weight.part[1] = 1e-3
+            site.incoming[-1].weight.view[1] = 1e-3
             assert not inert_slots(site).any()
-            site.incoming[-1].weight.part[1] = 0.0
+            site.incoming[-1].weight.view[1] = 0.0

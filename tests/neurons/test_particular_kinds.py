@@ -120,13 +120,13 @@ def test_freeze_existing_lets_only_new_neurons_learn(name):
     dropin = DropIn(model, kind.config(freeze_existing=True, layers=[0]))
     (site,) = dropin.sites
     dropin.apply([Decision(Action.GROW, ~known.active) for known in dropin.statistics])
-    before = [share.part.transpose(0, share.dim).clone() for share in site.shares]
+    before = [neuron_slice.view.transpose(0, neuron_slice.dim).clone() for neuron_slice in site.slices]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for seed in range(3):
         kind.train_step(model, optimizer, seed)
         dropin.step(optimizer)
-    for share, then in zip(site.shares, before, strict=True):
-        if isinstance(share.tensor, nn.Parameter):
-            now = share.part.transpose(0, share.dim)
+    for neuron_slice, then in zip(site.slices, before, strict=True):
+        if isinstance(neuron_slice.tensor, nn.Parameter):
+            now = neuron_slice.view.transpose(0, neuron_slice.dim)
             assert torch.equal(now[:-2], then[:-2])
             assert not torch.equal(now[-2:], then[-2:])

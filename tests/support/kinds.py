@@ -132,9 +132,9 @@ def unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
 @torch.no_grad()
 def hold_constant(site: Site, neuron: int, value: float) -> None:
     """Gives a neuron a constant output: all that is its own becomes 0, but one bias."""
-    for share in (*(part for rows in site.incoming for part in rows if part is not None), *site.others):
-        if isinstance(share.tensor, nn.Parameter):
-            share.part.select(share.dim, neuron).zero_()
+    for neuron_slice in (*(part for rows in site.incoming for part in rows if part is not None), *site.others):
+        if isinstance(neuron_slice.tensor, nn.Parameter):
+            neuron_slice.view.select(neuron_slice.dim, neuron).zero_()
     if value:
         norm = getattr(site, "norm", None)
         for layer in (site.up, site.gate) if norm is None else (norm,):

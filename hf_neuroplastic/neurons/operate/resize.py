@@ -117,9 +117,9 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
     cuts: dict[int, list[Cut]] = {}
     for site, kept, added in changes:
         require_whole_site(site)
-        for share in site.shares:  # two sites may hold neurons of one tensor, along different dimensions
-            tensors[id(share.tensor)] = share.tensor
-            cuts.setdefault(id(share.tensor), []).append(Cut(share.dim, kept, added))
+        for neuron_slice in site.slices:  # two sites may hold neurons of one tensor, along different dimensions
+            tensors[id(neuron_slice.tensor)] = neuron_slice.tensor
+            cuts.setdefault(id(neuron_slice.tensor), []).append(Cut(neuron_slice.dim, kept, added))
     # Whatever cannot be resized is refused before the first tensor changes.
     states = {key: resize_state(inner, tensor, cuts[key]) for key, tensor in tensors.items()}
     for key, tensor in tensors.items():

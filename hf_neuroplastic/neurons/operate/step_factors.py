@@ -36,7 +36,7 @@ class StepFactors:
     """The factors of all sites' neurons, in the hands of one optimizer at a time.
 
     Args:
-        watched: sites whose neurons can be parted (see sites.require_abilities): a parameter has neurons along one dimension.
+        watched: sites whose neurons can be separated (see sites.require_abilities): a parameter has neurons along one dimension.
         everyone: the statistics of all their neurons side by side.
     """
 
@@ -82,23 +82,23 @@ class StepFactors:
     def _per_parameter(self) -> Iterator[tuple[Tensor, NeuronFactor]]:
         views = self._values.split([site.width for site in self.sites])
         for site, values in zip(self.sites, views, strict=True):
-            for share in site.shares:
-                if isinstance(share.tensor, nn.Parameter):
-                    yield share.tensor, NeuronFactor(values, share.dim)
+            for neuron_slice in site.slices:
+                if isinstance(neuron_slice.tensor, nn.Parameter):
+                    yield neuron_slice.tensor, NeuronFactor(values, neuron_slice.dim)
 
 
 def freeze_existing(watched: Sequence[WatchedSite]) -> list[RemovableHandle]:
     """Sets the gradients of all neurons but fresh ones, and of outgoing biases, to zero; removing the handles ends it.
 
     Args:
-        watched: sites whose neurons can be parted (see sites.require_abilities): no parameter belongs to two of them.
+        watched: sites whose neurons can be separated (see sites.require_abilities): no parameter belongs to two of them.
     """
     handles = []
     for known in watched:
         site = known.site
-        for share in site.shares:
-            if isinstance(share.tensor, nn.Parameter) and share.tensor.requires_grad:
-                handles.append(share.tensor.register_hook(_only_fresh(known.statistics, share.dim)))
+        for neuron_slice in site.slices:
+            if isinstance(neuron_slice.tensor, nn.Parameter) and neuron_slice.tensor.requires_grad:
+                handles.append(neuron_slice.tensor.register_hook(_only_fresh(known.statistics, neuron_slice.dim)))
         if site.down.bias is not None and site.down.bias.requires_grad:
             handles.append(site.down.bias.register_hook(torch.zeros_like))
     return handles

@@ -134,7 +134,7 @@ def _neuron_tensors(
     linear = site.down if isinstance(site.down, nn.Linear) else None
     folds = linear is not None and linear.bias is not None and linear.bias.requires_grad
     return NeuronTensors(
-        incoming=tuple(Incoming(weight.part, None if bias is None else bias.part) for weight, bias in site.incoming),
+        incoming=tuple(Incoming(weight.view, None if bias is None else bias.view) for weight, bias in site.incoming),
         down_weight=None if linear is None else linear.weight.detach(),
         down_bias=site.down.bias.detach() if folds else None,
         mask=mask,
@@ -148,14 +148,14 @@ def _neuron_tensors(
 
 def _slices(site: Site, manner: _Manner, optimizer: torch.optim.Optimizer | None) -> Iterator[StateSlice]:
     """The optimizer state of the neurons, and those of their weights that a NeuronTensors has no name for."""
-    for share in site.shares:
-        yield from state_slices(optimizer, share)
-    for share in site.others:
-        yield StateSlice(share.part, share.dim, "zero" if manner.silent else share.fresh)
+    for neuron_slice in site.slices:
+        yield from state_slices(optimizer, neuron_slice)
+    for neuron_slice in site.others:
+        yield StateSlice(neuron_slice.view, neuron_slice.dim, "zero" if manner.silent else neuron_slice.fill)
     if manner.outgoing == "zero":
-        for share in site.outgoing:
-            if not (isinstance(site.down, nn.Linear) and share.tensor is site.down.weight):
-                yield StateSlice(share.part, share.dim, "zero")
+        for neuron_slice in site.outgoing:
+            if not (isinstance(site.down, nn.Linear) and neuron_slice.tensor is site.down.weight):
+                yield StateSlice(neuron_slice.view, neuron_slice.dim, "zero")
 
 
 def _donors(mask: Tensor, survivors: Tensor, score: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 from .feed_forward import ARCHITECTURES
 from .requirements import require_abilities, require_ability, require_whole, require_whole_site
 from .search import find_sites, select_sites
-from .site import Fold, IncomingShares, Share, Site, inert_slots, silences
+from .site import Fold, IncomingSlices, NeuronSlice, Site, inert_slots, silences
+
+Share = NeuronSlice
 
 __all__ = [
     "ARCHITECTURES",
     "Fold",
-    "IncomingShares",
+    "IncomingSlices",
+    "NeuronSlice",
     "Share",
     "Site",
     "find_sites",

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .requirements import require_whole
 from .sequential import ELEMENTWISE, Part, refuse_in_place
-from .site import Ability, Fold, IncomingShares, Share, Site, incoming_of
+from .site import Ability, Fold, IncomingSlices, NeuronSlice, Site, incoming_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -43,11 +43,11 @@ class ConvolutionSite(Site):
         return self.up.in_channels
 
     @property
-    def incoming(self) -> tuple[IncomingShares, ...]:
+    def incoming(self) -> tuple[IncomingSlices, ...]:
         return (incoming_of(self.up),)
 
     @property
-    def others(self) -> tuple[Share, ...]:
+    def others(self) -> tuple[NeuronSlice, ...]:
         if self.norm is None:
             return ()
         vectors: tuple[Tensor | None, ...] = (
@@ -56,7 +56,7 @@ class ConvolutionSite(Site):
             self.norm.running_mean,
             self.norm.running_var,
         )
-        return tuple(Share(vector, fresh="mean") for vector in vectors if vector is not None)
+        return tuple(NeuronSlice(vector, fill="mean") for vector in vectors if vector is not None)
 
     @property
     def folds(self) -> tuple[Fold, ...]:

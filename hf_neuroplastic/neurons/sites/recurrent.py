@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .requirements import require_kind
-from .site import Ability, Fold, IncomingShares, Share, Site
+from .site import Ability, Fold, IncomingSlices, NeuronSlice, Site
 
 GATES = 3  # reset, update, new: in this order in every weight of torch.nn.GRU
 
@@ -39,18 +39,18 @@ class RecurrentSite(Site):
         return self._last("weight_ih").shape[1]
 
     @property
-    def incoming(self) -> tuple[IncomingShares, ...]:
+    def incoming(self) -> tuple[IncomingSlices, ...]:
         biases = self._gates("bias_ih") if self.up.bias else (None,) * GATES
         return tuple(
-            IncomingShares(weight, bias) for weight, bias in zip(self._gates("weight_ih"), biases, strict=True)
+            IncomingSlices(weight, bias) for weight, bias in zip(self._gates("weight_ih"), biases, strict=True)
         )
 
     @property
-    def outgoing(self) -> tuple[Share, ...]:
-        return (Share(self.down.weight, 1), Share(self._last("weight_hh"), 1))
+    def outgoing(self) -> tuple[NeuronSlice, ...]:
+        return (NeuronSlice(self.down.weight, 1), NeuronSlice(self._last("weight_hh"), 1))
 
     @property
-    def others(self) -> tuple[Share, ...]:
+    def others(self) -> tuple[NeuronSlice, ...]:
         return (*self._gates("weight_hh"), *(self._gates("bias_hh") if self.up.bias else ()))
 
     @property
@@ -66,8 +66,8 @@ class RecurrentSite(Site):
     def _last(self, name: str) -> Tensor:
         return getattr(self.up, f"{name}_l{self.up.num_layers - 1}")
 
-    def _gates(self, name: str) -> tuple[Share, ...]:
-        return tuple(Share(self._last(name), block=gate, blocks=GATES) for gate in range(GATES))
+    def _gates(self, name: str) -> tuple[NeuronSlice, ...]:
+        return tuple(NeuronSlice(self._last(name), block=gate, blocks=GATES) for gate in range(GATES))
 
 
 def recurrent_site(model: nn.Module, path: str, consumer: str) -> RecurrentSite:

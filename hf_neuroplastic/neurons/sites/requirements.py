@@ -91,8 +91,8 @@ def require_abilities(sites: Sequence[Site], config: DropInConfig) -> None:
     wanted: list[tuple[bool, Ability, str, str]] = [
         (config.init == "split", "be split", "init='split'", "use another init"),
         (config.synaptic_lr > 0, "be scaled", f"synaptic_lr={config.synaptic_lr}", "set synaptic_lr=0"),
-        (config.freeze_existing, "be parted", "freeze_existing=True", "set freeze_existing=False"),
-        (config.scales_steps, "be parted", "young_plasticity or old_plasticity", "leave both at 1"),
+        (config.freeze_existing, "be separated", "freeze_existing=True", "set freeze_existing=False"),
+        (config.scales_steps, "be separated", "young_plasticity or old_plasticity", "leave both at 1"),
         (config.extra_neurons is not None, "be silenced", "extra_neurons", "leave extra_neurons at None"),
     ]
     for asked, ability, setting, fix in wanted:
@@ -111,7 +111,7 @@ def refuse_sharing(model: nn.Module, sites: Sequence[Site]) -> None:
         holders.setdefault(id(parameter), []).append(parameter_name)
     watched = Counter(id(site.watched) for site in sites)
     for site in sites:
-        for parameter in (*(share.tensor for share in site.shares), site.down.bias):
+        for parameter in (*(neuron_slice.tensor for neuron_slice in site.slices), site.down.bias):
             if parameter is not None and len(holders.get(id(parameter), [])) > 1:
                 raise ValueError(
                     f"site {site.name!r} shares a weight ({', '.join(holders[id(parameter)])}): replacing a neuron in one "

@@ -1,7 +1,4 @@
-"""What a hidden neuron is: the tensors that hold something of it, and which dimension of each counts the neurons.
-
-Whoever operates on neurons walks these lists and needs to know no kinds of layers.
-"""
+"""What a hidden neuron is: its slices of the tensors of a layer. Code that changes neurons needs no other knowledge of layers."""
 
 from __future__ import annotations
 
@@ -13,42 +10,39 @@ from torch import Tensor, nn
 
 from neuroplastic_kernels import Fill
 
-Ability = Literal["be silenced", "change its width", "be split", "be scaled", "be parted"]
+Ability = Literal["be silenced", "change its width", "be split", "be scaled", "be separated"]
 
 
-class Share(NamedTuple):
-    """Where a tensor holds something of every neuron of a site.
-
-    Along `dim` it has `blocks` blocks of N entries, and entry i of number `block` is neuron i's.
-    """
+class NeuronSlice(NamedTuple):
+    """The neurons' slices of a tensor: neuron i has entry i, along `dim`, of one of `blocks` equal blocks."""
 
     tensor: Tensor
     dim: int = 0
-    fresh: Fill = "zero"  # what becomes of a new neuron's entries where none are drawn; a silent slot's are 0
+    fill: Fill = "zero"  # what a new neuron's entries become where none are drawn; a silent slot's become 0
     block: int = 0
     blocks: int = 1
 
     @property
-    def part(self) -> Tensor:
-        """The neurons' part of the tensor: a detached view, with N entries along `dim`."""
+    def view(self) -> Tensor:
+        """A detached view of the neurons' block, with N entries along `dim`."""
         return self.block_of(self.tensor.detach(), self.dim)
 
     def block_of(self, tensor: Tensor, dim: int) -> Tensor:
-        """The neurons' part of a tensor laid out like this one, such as its optimizer state, whose `dim` counts them."""
+        """The neurons' block of a tensor laid out like this one, such as optimizer state, with the neurons along `dim`."""
         return tensor if self.blocks == 1 else tensor.chunk(self.blocks, dim)[self.block]
 
 
-class IncomingShares(NamedTuple):
-    """One set of the neurons' incoming weights, and their biases: dimension 0 of both counts the neurons."""
+class IncomingSlices(NamedTuple):
+    """One set of the neurons' incoming weights and biases, with the neurons along dimension 0. A gated neuron has two sets."""
 
-    weight: Share
-    bias: Share | None
+    weight: NeuronSlice
+    bias: NeuronSlice | None
 
 
 class Fold(NamedTuple):
-    """Where the mean output of a leaving neuron goes: `sign` * weight[:, i] * mean is added to `into`."""
+    """Where the mean output of a removed neuron i goes: `sign` * weight[:, i] * mean is added to `into`."""
 
-    weight: Tensor  # [M, N, ...]; what lies beyond is summed: the taps of a kernel
+    weight: Tensor  # [M, N, ...]; a kernel's taps are summed
     into: Tensor  # [M]
     sign: float = 1.0
 
@@ -57,8 +51,8 @@ class Fold(NamedTuple):
 class Site:
     """One layer of hidden neurons: here a feed-forward layer, `up` (Linear D -> N), an activation, `down` (Linear N -> D).
 
-    Neuron i is row i of `up.weight`, `up.bias[i]` and column i of `down.weight`; with a `gate`, row i of that as well, and its
-    output is activation(gate(x)) * up(x). Other kinds say in their own class what a neuron of theirs is.
+    Neuron i is row i of `up.weight`, `up.bias[i]` and column i of `down.weight`. With a `gate`, it is row i of the gate as
+    well, and its output is activation(gate(x)) * up(x). Subclasses say what a neuron of another kind of layer is.
 
     `name` is the path of the module that holds the site (of `up` in a Sequential).
     """
@@ -68,15 +62,17 @@ class Site:
     activation: nn.Module
     down: Any  # Linear, Conv1d or Conv2d
     gate: nn.Linear | None = None
-    width_key: str | None = None  # where configurations hold the width, if they do
+    width_key: str | None = None  # the attribute of a configuration that holds the width, if any
     configs: tuple[Any, ...] = ()  # configurations of the modules around the site that hold its width, innermost first
     chained: bool = False  # `up` is another site's `down`, or the other way round
     follows: bool = False  # `up` is another site's `down`
-    container: nn.Module | None = None  # the module that computes this site and nothing else, if there is one
+    container: nn.Module | None = None  # the module that computes this site and nothing else, if any
     dropout: nn.Module | None = None
     output_dropout: nn.Module | None = None
-    watch: Literal["output", "input"] = "output"  # whether the neurons are what `watched` gives or what it takes
-    neuron_dim: int = -1  # which dimension of that tensor counts the neurons
+    watch: Literal["output", "input"] = (
+        "output"  # whether the neurons' outputs are the output of `watched` or its input
+    )
+    neuron_dim: int = -1  # the dimension of that tensor which counts the neurons
 
     @property
     def watched(self) -> nn.Module:
@@ -94,32 +90,32 @@ class Site:
         return self.up.in_features
 
     @property
-    def incoming(self) -> tuple[IncomingShares, ...]:
+    def incoming(self) -> tuple[IncomingSlices, ...]:
         """The weights that are drawn for a new neuron."""
         return tuple(incoming_of(layer) for layer in (self.up, self.gate) if layer is not None)
 
     @property
-    def outgoing(self) -> tuple[Share, ...]:
-        """The weights that carry a neuron's output on: 0 for a new neuron."""
-        return (Share(self.down.weight, 1),)
+    def outgoing(self) -> tuple[NeuronSlice, ...]:
+        """The weights on the neurons' outputs: 0 for a new neuron."""
+        return (NeuronSlice(self.down.weight, 1),)
 
     @property
-    def others(self) -> tuple[Share, ...]:
+    def others(self) -> tuple[NeuronSlice, ...]:
         """Everything else that belongs to single neurons."""
         return ()
 
     @property
     def folds(self) -> tuple[Fold, ...]:
-        """Where the mean output of a leaving neuron goes, other than through a Linear `down` into its bias."""
+        """Where the mean output of a removed neuron goes, other than through a Linear `down` into its bias."""
         return ()
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        """The modules whose weights make the neurons."""
+        """The modules that hold the neurons' weights."""
         return (self.up, self.down) if self.gate is None else (self.up, self.gate, self.down)
 
     def declare_width(self, width: int) -> None:
-        """Tells the modules how many neurons their tensors hold now."""
+        """Sets the modules' attributes to the number of neurons that their tensors hold now."""
         self.up.out_features = self.down.in_features = width
         if self.gate is not None:
             self.gate.out_features = width
@@ -128,44 +124,44 @@ class Site:
         """Why the site's neurons cannot `ability`, or None if they can."""
         if ability in ("be silenced", "change its width") and not silences(self):
             return "its activation does not map 0 to 0"
-        if ability == "be parted" and self.chained:
+        if ability == "be separated" and self.chained:
             return "one of its layers belongs to another site as well"
         return None
 
     @property
-    def shares(self) -> tuple[Share, ...]:
-        """Every tensor that holds something of the neurons."""
-        incoming = (share for pair in self.incoming for share in pair if share is not None)
+    def slices(self) -> tuple[NeuronSlice, ...]:
+        """All slices of the neurons."""
+        incoming = (neuron_slice for pair in self.incoming for neuron_slice in pair if neuron_slice is not None)
         return (*incoming, *self.others, *self.outgoing)
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The parameters of the incoming and outgoing weights, each once."""
-        shares = (*(weight for weight, _ in self.incoming), *self.outgoing)
-        return tuple({id(share.tensor): share.tensor for share in shares}.values())
+        tensors = [neuron_slice.tensor for neuron_slice in (*(weight for weight, _ in self.incoming), *self.outgoing)]
+        return tuple({id(tensor): tensor for tensor in tensors}.values())
 
     @property
     def trainable(self) -> bool:
-        """Whether new neurons could learn: no weight is frozen."""
+        """Whether new neurons can learn: no weight is frozen."""
         return all(weight.requires_grad for weight in self.weights)
 
 
-def incoming_of(layer: Any) -> IncomingShares:
+def incoming_of(layer: Any) -> IncomingSlices:
     """The rows of a Linear, or the output channels of a convolution."""
-    return IncomingShares(Share(layer.weight), None if layer.bias is None else Share(layer.bias))
+    return IncomingSlices(NeuronSlice(layer.weight), None if layer.bias is None else NeuronSlice(layer.bias))
 
 
 def silences(site: Site) -> bool:
-    """Whether a neuron with zero weights is silent: its activation maps 0 to 0, or a gate multiplies a projection of 0."""
+    """Whether a neuron with zero weights outputs 0: its activation maps 0 to 0, or a gate multiplies a projection of 0."""
     return site.gate is not None or site.activation(torch.zeros(1)).item() == 0.0
 
 
 def inert_slots(site: Site) -> Tensor:
-    """[N] bool: slots in reserve, all of whose parameters are zero, where this silences a neuron."""
+    """[N] bool: slots in reserve, whose parameters are all 0; none where zero parameters do not silence a neuron."""
     inert = torch.ones(site.width, dtype=torch.bool, device=site.weights[0].device)
     if site.refusal("be silenced"):
         return ~inert
-    for share in site.shares:
-        if isinstance(share.tensor, nn.Parameter):
-            inert &= ~share.part.movedim(share.dim, 0).reshape(site.width, -1).any(dim=1)
+    for neuron_slice in site.slices:
+        if isinstance(neuron_slice.tensor, nn.Parameter):
+            inert &= ~neuron_slice.view.movedim(neuron_slice.dim, 0).reshape(site.width, -1).any(dim=1)
     return inert

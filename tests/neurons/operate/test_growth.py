@@ -36,7 +36,7 @@ def test_grown_neurons_change_no_output_and_learn(family, init, tmp_path):
     assert model.config.intermediate_size == 29
     for site in find_sites(model):
         assert not inert_slots(site)[:24].any()
-        assert site.incoming[0].weight.part[24:].abs().sum(1).min() > 0
+        assert site.incoming[0].weight.view[24:].abs().sum(1).min() > 0
     before = [site.down.weight.detach()[:, 24:].clone() for site in find_sites(model)]
     _step(model, optimizer, family)
     for site, old in zip(find_sites(model), before, strict=True):

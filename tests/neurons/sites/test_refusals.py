@@ -119,8 +119,8 @@ def test_the_widths_of_a_resnet_stay(name):
         reserve(model, 1)
     with torch.no_grad():
         for site in find_sites(model):
-            for share in site.shares:
-                share.part.select(share.dim, 0).zero_()
+            for neuron_slice in site.slices:
+                neuron_slice.view.select(neuron_slice.dim, 0).zero_()
     assert all(int(inert_slots(site).sum()) == 1 for site in find_sites(model))
     assert compact(model) == 0
 
