@@ -12,7 +12,7 @@ from plasticity_step import synchronize, timed
 from torch import Tensor
 
 from neuroplastic_kernels import neuron_reinit
-from neuroplastic_kernels.neuron_reinit.neurons import GROUP, Incoming, NeuronTensors, StateSlice, models
+from neuroplastic_kernels.neuron_reinit.neurons import GROUP, Incoming, NeuronTensors, StateSlice, templates
 
 SITES, WIDTH, NEURONS = 12, 768, 3072
 FILLS: dict[str, tuple[Any, ...]] = {  # of an optimizer's state, per parameter
@@ -58,7 +58,7 @@ def touched_bytes(tensors: NeuronTensors, init: str) -> int:
 
     if not tensors.mask.any():
         return 0
-    chosen, modelled = tensors.mask, models(tensors.survivors)
+    chosen, modelled = tensors.mask, templates(tensors.survivors)
     ups = [part for up in tensors.incoming for part in up if part is not None]
     total = sum(size(part, 0, chosen) for part in ups)
     total += sum(size(part, 0, modelled) for part in ups) if init == "layer" else 0

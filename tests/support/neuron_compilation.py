@@ -9,7 +9,7 @@ from cuda_compilation import POINTERS, compile_kernel
 from neuroplastic_kernels.ffn_activation.fused import BACKWARD_TILE, FORWARD_TILE, SUM_TILE
 from neuroplastic_kernels.ffn_activation.kernels import backward_kernel, forward_kernel, sum_kernel
 from neuroplastic_kernels.neuron_reinit.kernels import reinit_kernel
-from neuroplastic_kernels.neuron_reinit.models import statistics_kernel
+from neuroplastic_kernels.neuron_reinit.templates import statistics_kernel
 from neuroplastic_kernels.synaptic_scale.fused import scale_kernel
 
 INT64, INT8, FLOAT = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int8), torch.zeros(1)
@@ -24,24 +24,24 @@ REBIRTHS = {
 
 
 def main() -> None:
-    for init, (capability, donors, parts) in REBIRTHS.items():
+    for init, (capability, donors, partials) in REBIRTHS.items():
         compile_kernel(
             reinit_kernel,
             capability,
-            {"INIT": init, "PARTS": 128},
+            {"INIT": init, "PARTIALS": 128},
             items=INT64,
             first_item=3,
             masks=INT8,
             survivors=INT8,
             mean_outputs=FLOAT,
             donors=donors,
-            parts=parts,
+            partials=partials,
             std=0.5,
             seed=7,
             event=9,
         )
         print("reinit", init)
-    compile_kernel(statistics_kernel, 80, {}, items=INT64, first_item=3, masks=INT8, survivors=INT8, parts=FLOAT)
+    compile_kernel(statistics_kernel, 80, {}, items=INT64, first_item=3, masks=INT8, survivors=INT8, partials=FLOAT)
     print("statistics")
     compile_kernel(
         scale_kernel,

@@ -17,7 +17,7 @@ from neuron_cases import (
 )
 
 from neuroplastic_kernels import neuron_reinit
-from neuroplastic_kernels.neuron_reinit.neurons import Incoming, StateSlice, models
+from neuroplastic_kernels.neuron_reinit.neurons import Incoming, StateSlice, templates
 
 pytest.importorskip("triton")
 
@@ -78,7 +78,7 @@ def test_tensors_of_more_than_two_dimensions(init, layout, device):
 def test_wide_layers_are_modelled_on_a_sample(init, device):
     """One with survivors in the sample, one without, one without survivors: with numbers in reach that must not count."""
     n = 300
-    sampled = models(torch.ones(n, dtype=torch.bool))
+    sampled = templates(torch.ones(n, dtype=torch.bool))
     gone = chosen_mask(3, 150, 299, n=n)
     for survivors in (~gone, ~sampled & ~gone, torch.zeros(n, dtype=torch.bool)):
         site = random_site(gone, n=n, d=3, m=2)._replace(survivors=survivors)

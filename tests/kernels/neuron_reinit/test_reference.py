@@ -8,7 +8,7 @@ from neuron_cases import INITS, D, N, chosen_mask, convolution_site, copy_site, 
 
 from neuroplastic_kernels import neuron_reinit
 from neuroplastic_kernels.common import philox
-from neuroplastic_kernels.neuron_reinit.neurons import models, spread
+from neuroplastic_kernels.neuron_reinit.neurons import sample_groups, templates
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -179,13 +179,13 @@ def test_a_convolution_is_treated_like_its_rows_laid_flat(init):
 def test_small_layers_are_modelled_on_all_survivors(n):
     survivors = torch.rand(n) < 0.7
     survivors[: n // 2] |= n < 3
-    assert torch.equal(models(survivors), survivors if survivors.any() else torch.ones(n, dtype=torch.bool))
+    assert torch.equal(templates(survivors), survivors if survivors.any() else torch.ones(n, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("n", [257, 1000, 3072, 4099])
 def test_wide_layers_are_modelled_on_a_sample(n):
     """Sixteen whole groups of eight neighbours, from the first on, no gap more than a group longer than another."""
-    sampled = models(torch.ones(n, dtype=torch.bool)).nonzero().squeeze(1).view(16, 8)
+    sampled = templates(torch.ones(n, dtype=torch.bool)).nonzero().squeeze(1).view(16, 8)
     assert torch.equal(sampled, sampled[:, :1] + torch.arange(8))
     first = sampled[:, 0]
     assert first[0] == 0
@@ -196,18 +196,18 @@ def test_wide_layers_are_modelled_on_a_sample(n):
 
 def test_where_the_sample_has_no_survivor_all_survivors_count():
     everyone = torch.ones(1000, dtype=torch.bool)
-    sampled = models(everyone)
+    sampled = templates(everyone)
     some = sampled & (torch.arange(1000) % 3 == 0)
-    assert torch.equal(models(some | ~sampled), some)
-    assert torch.equal(models(~sampled), ~sampled)
-    assert torch.equal(models(~everyone), everyone)
+    assert torch.equal(templates(some | ~sampled), some)
+    assert torch.equal(templates(~sampled), ~sampled)
+    assert torch.equal(templates(~everyone), everyone)
 
 
 @pytest.mark.parametrize("n", [256, 264])
 def test_only_the_models_are_read(n):
     """What is no model could hold anything."""
     sites = [random_site(chosen_mask(5, n=n), n=n) for _ in range(2)]
-    others = ~(models(sites[0].survivors) | sites[0].mask)
+    others = ~(templates(sites[0].survivors) | sites[0].mask)
     assert others.any() == (n > 256)
     for tensor in (*sites[1].incoming[0], *(state.tensor.transpose(0, state.dim) for state in sites[1].state)):
         tensor[others] = float("nan")
@@ -220,7 +220,7 @@ def test_only_the_models_are_read(n):
 
 
 def test_the_sample_of_a_layer_is_what_the_kernels_are_told():
-    assert (spread(0), spread(1), spread(256), spread(257), spread(3072)) == (
+    assert (sample_groups(0), sample_groups(1), sample_groups(256), sample_groups(257), sample_groups(3072)) == (
         (0, 0),
         (1, 1),
         (32, 32),

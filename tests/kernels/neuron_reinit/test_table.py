@@ -73,10 +73,10 @@ def test_without_shared_memory_there_is_one_launch():
 def test_the_statistics_of_a_weight_have_parts_of_their_own(init):
     site = convolution_site(chosen_mask(1, n=100), n=100, layout=torch.channels_last)
     rows, launches = table([site, random_site(chosen_mask(1))], init, silence=True)
-    parts = [range(row.first_part, row.first_part + row.parts) for row in rows[: launches[0].weights]]
+    parts = [range(row.first_partial, row.first_partial + row.parts) for row in rows[: launches[0].weights]]
     assert sorted(itertools.chain(*parts)) == list(range(sum(map(len, parts))))
     for row, own in zip(rows, parts, strict=False):
-        assert set(own) <= set(range(row.first_joined, row.first_joined + row.joined))
-    assert sum(row.joined for row in {row.first_joined: row for row in rows if row.parts}.values()) == sum(
-        map(len, parts)
-    )
+        assert set(own) <= set(range(row.weight_first_partial, row.weight_first_partial + row.weight_partials))
+    assert sum(
+        row.weight_partials for row in {row.weight_first_partial: row for row in rows if row.parts}.values()
+    ) == sum(map(len, parts))

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..common.strided_planes import on_device
 from ..common.tensor_places import tensor_places
 from .kernels import COLUMN_LANES, ROW_LANES, reinit_kernel
-from .models import PART, statistics_kernel
 from .neurons import Init, NeuronTensors
 from .reference import check_split
 from .table import Item, Launch, table
+from .templates import PARTIAL, statistics_kernel
 
 NUM_WARPS = 4
 
@@ -34,8 +34,8 @@ class Prepared(NamedTuple):
     layout: tuple[Any, ...]
     items: Tensor  # [items, fields] int64
     launches: list[tuple[Launch, int]]  # with the blocks of their largest item
-    parts: Tensor | None  # [parts, PART] float32, init="layer" only
-    most_parts: tuple[int, int]  # of a plane; of a weight, a power of two
+    partials: Tensor | None  # [partials, PARTIAL] float32, init="layer" only
+    most_partials: tuple[int, int]  # of a plane; of a weight, a power of two
 
 
 def neuron_reinit(
@@ -78,13 +78,13 @@ def _prepared(
         return held
     rows, launches = table(sites, init, silence)
     blocks = [max(map(_blocks, rows[launch.first : launch.first + launch.items])) for launch in launches]
-    parts = torch.empty(sum(row.parts for row in rows), PART.value, device=device) if init == "layer" else None
-    most = max((row.parts for row in rows), default=0), max((row.joined for row in rows), default=0)
+    partials = torch.empty(sum(row.partials for row in rows), PARTIAL.value, device=device) if init == "layer" else None
+    most = max((row.partials for row in rows), default=0), max((row.weight_partials for row in rows), default=0)
     workspace[key] = Prepared(
         layout,
         on_device(rows, device),
         list(zip(launches, blocks, strict=True)),
-        parts,
+        partials,
         (most[0], triton.next_power_of_2(max(1, most[1]))),
     )
     return workspace[key]
@@ -104,7 +104,7 @@ def _layout(sites: Sequence[NeuronTensors]) -> tuple[Any, ...]:
 
 
 def _blocks(item: Item) -> int:
-    return item.shares * triton.cdiv(item.lanes, (ROW_LANES if item.lanes_lie_together else COLUMN_LANES).value)
+    return item.programs * triton.cdiv(item.lanes, (ROW_LANES if item.lanes_lie_together else COLUMN_LANES).value)
 
 
 def _launch(sites: Sequence[NeuronTensors], prepared: Prepared, init: Init, std: float, seed: int, event: int) -> None:
@@ -114,11 +114,11 @@ def _launch(sites: Sequence[NeuronTensors], prepared: Prepared, init: Init, std:
     mean_outputs = torch.cat([_mean_output(tensors) for tensors in sites]).float()
     donors = torch.cat([tensors.donors for tensors in sites if tensors.donors is not None]) if init == "split" else None
     signed_seed = (seed + 2**63) % 2**64 - 2**63
-    most_parts, PARTS = prepared.most_parts
+    most_partials, PARTIALS = prepared.most_partials
     for (first, items, weights), blocks in prepared.launches:
         if init == "layer" and weights:
-            statistics_kernel[(weights, most_parts)](
-                prepared.items, first, masks, survivors, prepared.parts, num_warps=NUM_WARPS
+            statistics_kernel[(weights, most_partials)](
+                prepared.items, first, masks, survivors, prepared.partials, num_warps=NUM_WARPS
             )
         reinit_kernel[(items, blocks)](
             prepared.items,
@@ -127,12 +127,12 @@ def _launch(sites: Sequence[NeuronTensors], prepared: Prepared, init: Init, std:
             survivors,
             mean_outputs,
             donors,
-            prepared.parts,
+            prepared.partials,
             std,
             signed_seed,
             event & 0xFFFFFFFF,
             INIT=init,
-            PARTS=PARTS,
+            PARTIALS=PARTIALS,
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,  # a product must round before it is taken from its whole
         )

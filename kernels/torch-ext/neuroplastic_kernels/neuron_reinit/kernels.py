@@ -6,7 +6,8 @@ import triton.language as tl
 from ..common.fused_philox import normal, uniform
 from ..common.typed_memory import load_as_float, round_as, store_float
 from . import table as neuron_table
-from .models import (
+from .reference import SPLIT_WORD
+from .templates import (
     ADDRESS,
     BIAS,
     BIAS_DTYPE,
@@ -20,9 +21,9 @@ from .models import (
     LANES,
     NEURON_STRIDE,
     NEURONS,
+    PROGRAMS,
     ROLE,
     SCAN,
-    SHARES,
     SITE,
     START,
     WORD,
@@ -30,13 +31,12 @@ from .models import (
     by_neuron,
     count_flags,
     flags,
-    models_mean,
-    rows_statistics,
+    templates_mean,
+    weight_statistics,
 )
-from .reference import SPLIT_SHARE
 
 ROWS, COLUMNS, MEAN = (tl.constexpr(role) for role in (neuron_table.ROWS, neuron_table.COLUMNS, neuron_table.MEAN))
-_SPLIT_SHARE = tl.constexpr(SPLIT_SHARE)
+_SPLIT_WORD = tl.constexpr(SPLIT_WORD)
 
 # Tiles: neurons x lanes where lanes lie side by side in memory (up rows), lanes x neurons where neurons do (down columns).
 ROW_NEURONS, ROW_LANES = tl.constexpr(8), tl.constexpr(128)
@@ -47,12 +47,12 @@ COLUMN_NEURONS, COLUMN_LANES = tl.constexpr(32), tl.constexpr(32)
 def _targets(
     item,
     survivors,
-    parts,
+    partials,
     std,
     lane_offset,
     lane_valid,
     INIT: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTIALS: tl.constexpr,
     AXIS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -65,9 +65,9 @@ def _targets(
         deviation = 1.0 / tl.sqrt_rn(tl.load(item + ENTRIES).to(tl.float32) * 3.0)
     if INIT == "layer":  # noqa: SIM102  (known when the kernel is compiled; the role is not)
         if role == ROWS:
-            centre, deviation = rows_statistics(item, parts, PARTS)
+            centre, deviation = weight_statistics(item, partials, PARTIALS)
     if role == MEAN:
-        fill += models_mean(item, survivors, lane_offset, lane_valid, AXIS, BLOCK_N, BLOCK_L)
+        fill += templates_mean(item, survivors, lane_offset, lane_valid, AXIS, BLOCK_N, BLOCK_L)
     return centre, deviation, fill
 
 
@@ -82,7 +82,7 @@ def _split_from_donor(
     value = load_as_float(address, donor_offset, todo, dtype)
     if tl.load(item + ROLE) == COLUMNS:
         whole = value
-        share = uniform(seed, index, event, tl.load(item + SITE), _SPLIT_SHARE) * 0.2 + 0.4
+        share = uniform(seed, index, event, tl.load(item + SITE), _SPLIT_WORD) * 0.2 + 0.4
         value = round_as(whole * share, dtype)
         store_float(address, donor_offset, whole - value, todo, dtype)
     return value
@@ -138,21 +138,21 @@ def _reinit(
     survivors,
     mean_outputs,
     donors,
-    parts,
+    partials,
     std,
     seed,
     event,
     INIT: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTIALS: tl.constexpr,
     AXIS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """Does one block of lanes, and its share of the neurons, of one item. AXIS: which axis of a tile counts the neurons."""
     neurons, lanes = tl.load(item + NEURONS).to(tl.int32), tl.load(item + LANES).to(tl.int32)
-    shares, site_start = tl.load(item + SHARES).to(tl.int32), tl.load(item + START)
+    programs, site_start = tl.load(item + PROGRAMS).to(tl.int32), tl.load(item + START)
     lane_blocks = tl.cdiv(lanes, BLOCK_L)
-    length = tl.cdiv(neurons, shares * BLOCK_N) * BLOCK_N
+    length = tl.cdiv(neurons, programs * BLOCK_N) * BLOCK_N
     start = (block // lane_blocks) * length
     stop = tl.minimum(start + length, neurons)
     mask = masks + site_start
@@ -161,7 +161,7 @@ def _reinit(
         lane_valid = lane < lanes
         lane_offset = lane.to(tl.int64) * tl.load(item + LANE_STRIDE)
         centre, deviation, fill = _targets(
-            item, survivors + site_start, parts, std, lane_offset, lane_valid, INIT, PARTS, AXIS, BLOCK_N, BLOCK_L
+            item, survivors + site_start, partials, std, lane_offset, lane_valid, INIT, PARTIALS, AXIS, BLOCK_N, BLOCK_L
         )
         if INIT == "split":
             donors += site_start
@@ -204,12 +204,12 @@ def reinit_kernel(
     survivors,
     mean_outputs,  # [neurons of all sites] float32
     donors,  # [neurons of all sites] int64, or None unless INIT is "split"
-    parts,  # [parts of all weights, PART] float32, or None unless INIT is "layer"
+    partials,  # [partials of all weights, PARTIAL] float32, or None unless INIT is "layer"
     std,
     seed,
     event,
     INIT: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTIALS: tl.constexpr,
 ):
     item, block, seed = items + (first_item + tl.program_id(0)) * FIELDS, tl.program_id(1), seed.to(tl.int64)
     if tl.load(item + LANE_STRIDE) < tl.load(item + NEURON_STRIDE):
@@ -220,12 +220,12 @@ def reinit_kernel(
             survivors,
             mean_outputs,
             donors,
-            parts,
+            partials,
             std,
             seed,
             event,
             INIT,
-            PARTS,
+            PARTIALS,
             0,
             ROW_NEURONS,
             ROW_LANES,
@@ -238,12 +238,12 @@ def reinit_kernel(
             survivors,
             mean_outputs,
             donors,
-            parts,
+            partials,
             std,
             seed,
             event,
             INIT,
-            PARTS,
+            PARTIALS,
             1,
             COLUMN_NEURONS,
             COLUMN_LANES,

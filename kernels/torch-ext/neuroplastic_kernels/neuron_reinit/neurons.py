@@ -51,7 +51,7 @@ class NeuronTensors(NamedTuple):
             yield state.tensor
 
 
-def spread(neurons: int) -> tuple[int, int]:
+def sample_groups(neurons: int) -> tuple[int, int]:
     """(groups, taken): a layer has so many groups of GROUP neighbours; group k * groups // taken is sampled for k < taken."""
     if neurons <= SAMPLED_WHOLE:
         groups = -(-neurons // GROUP)
@@ -59,7 +59,7 @@ def spread(neurons: int) -> tuple[int, int]:
     return neurons // GROUP, SAMPLED_GROUPS
 
 
-def models(survivors: Tensor) -> Tensor:
+def templates(survivors: Tensor) -> Tensor:
     """[N] bool: the neurons whose mean and deviation new ones are given. survivors: [N] bool.
 
     All survivors in layers of at most SAMPLED_WHOLE neurons. In wider ones a sample, since reading every survivor's weights
@@ -68,7 +68,7 @@ def models(survivors: Tensor) -> Tensor:
     Does not wait for the device.
     """
     neurons = survivors.numel()
-    groups, taken = spread(neurons)
+    groups, taken = sample_groups(neurons)
     first = torch.arange(taken, device=survivors.device) * groups // max(taken, 1) * GROUP
     sampled = torch.zeros(neurons + GROUP, dtype=torch.bool, device=survivors.device)
     sampled[first.unsqueeze(1) + torch.arange(GROUP, device=survivors.device)] = True

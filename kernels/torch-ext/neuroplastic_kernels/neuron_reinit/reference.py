@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..common.philox import normal, uniform
-from .neurons import Incoming, Init, NeuronTensors, StateSlice, models
+from .neurons import Incoming, Init, NeuronTensors, StateSlice, templates
 
-SPLIT_SHARE = 1  # word of the random counter: what is drawn
+SPLIT_WORD = 1  # word of the random counter: what is drawn
 
 
 def weight_word(entry: int) -> int:
@@ -41,12 +41,12 @@ def neuron_reinit(
            "split"   a copy of donors[i], whose outgoing column is shared between the two (below);
            "zero"    zeros: the neuron falls silent;
         3. down_weight[:, i] becomes zero ("keep": stays). With "split" it becomes f * c and the donor's becomes c - f * c,
-           c the donor's column and f uniform in [0.4, 0.6) per element: the output is preserved, and unequal shares keep
+           c the donor's column and f uniform in [0.4, 0.6) per element: the output is preserved, and unequal programs keep
            the twins from receiving equal gradients for ever;
         4. the entries of each state slice become 0 or the mean over the models. Adam's bias correction is spent late in
            training, so a zeroed second moment would make the first steps (1 - b1) / sqrt(1 - b2) times too long.
 
-    The models are the survivors, a sample of them in wide layers: see `neurons.models`.
+    The models are the survivors, a sample of them in wide layers: see `neurons.templates`.
 
     Randomness is counter-based (see philox): element d of row i of site s at event e always gets the same number for a seed.
     Everything outside the masked slices, the donors' columns and down_bias keeps its bits.
@@ -63,7 +63,7 @@ def neuron_reinit(
         chosen = tensors.mask.nonzero().squeeze(1)
         if chosen.numel() == 0:
             continue
-        modelled = models(tensors.survivors).nonzero().squeeze(1)
+        modelled = templates(tensors.survivors).nonzero().squeeze(1)
         if outgoing == "zero":
             _fold_mean_output(tensors, chosen)
         if init == "split":
@@ -88,7 +88,7 @@ def check_split(sites: Sequence[NeuronTensors]) -> None:
             )
         if tensors.down_weight is None:
             raise ValueError(
-                'init="split" shares outgoing weights between two neurons and needs down_weight: [M, N]; got None, use another '
+                'init="split" programs outgoing weights between two neurons and needs down_weight: [M, N]; got None, use another '
                 "init"
             )
 
@@ -133,7 +133,7 @@ def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> Non
     donors = donors[chosen]
     for tensor in (part for up in tensors.incoming for part in up if part is not None):
         tensor[chosen] = tensor[donors]
-    share = 0.4 + 0.2 * uniform(seed, _element_index(chosen, down.shape[0]), event, tensors.site, SPLIT_SHARE).T
+    share = 0.4 + 0.2 * uniform(seed, _element_index(chosen, down.shape[0]), event, tensors.site, SPLIT_WORD).T
     column = down[:, donors]
     given = (column * share).to(down.dtype)
     down[:, chosen] = given

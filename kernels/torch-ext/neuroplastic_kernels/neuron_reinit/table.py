@@ -2,7 +2,7 @@
 
 Sites may share memory: in a chain of layers one's outgoing weights are the next one's incoming. Then what a site finds
 depends on what an earlier one left, and two programs of one launch must not touch the same element. So the table is cut into
-successive launches, and work that shares memory with earlier work comes in a later launch; without sharing there is one.
+successive launches, and work that programs memory with earlier work comes in a later launch; without sharing there is one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..common.strided_planes import Plane, planes
 from ..common.typed_memory import DTYPE_CODES
-from .neurons import Init, NeuronTensors, spread
+from .neurons import Init, NeuronTensors, sample_groups
 from .reference import weight_word
 
 ROWS, COLUMNS, ZERO, MEAN = range(4)  # what a program does with its tensor
-SHARES = 4
-PART_ROWS = 32  # neurons of one part of the statistics for init="layer"
+PROGRAMS = 4
+PARTIAL_NEURONS = 32  # neurons of one part of the statistics for init="layer"
 
 
 class Item(NamedTuple):
@@ -41,10 +41,10 @@ class Item(NamedTuple):
     bias: int  # COLUMNS: the down_bias to fold into
     bias_dtype: int
     bias_stride: int
-    shares: int  # programs that divide the neurons of a block of lanes among them
-    first_part: int = 0  # ROWS: of the plane's statistics,
-    first_joined: int = 0  # and of the whole weight's, with their number
-    joined: int = 0
+    programs: int  # programs that divide the neurons of a block of lanes among them
+    first_partial: int = 0  # ROWS: of the plane's statistics,
+    weight_first_partial: int = 0  # and of the whole weight's, with their number
+    weight_partials: int = 0
 
     @property
     def lanes_lie_together(self) -> bool:
@@ -54,7 +54,7 @@ class Item(NamedTuple):
     @property
     def parts(self) -> int:
         """How many parts the plane's statistics have."""
-        return -(-self.neurons // PART_ROWS) if self.role == ROWS else 0
+        return -(-self.neurons // PARTIAL_NEURONS) if self.role == ROWS else 0
 
 
 class Work(NamedTuple):
@@ -78,13 +78,15 @@ def table(sites: Sequence[NeuronTensors], init: Init, silence: bool) -> tuple[li
     start = part = 0
     for tensors in sites:
         for items, spans in _work(tensors, start, init, silence):
-            joined = sum(item.parts for item in items)
+            weight_partials = sum(item.parts for item in items)
             placed = [
-                item._replace(first_part=part + i * item.parts, first_joined=part, joined=joined)
+                item._replace(
+                    first_partial=part + i * item.parts, weight_first_partial=part, weight_partials=weight_partials
+                )
                 for i, item in enumerate(items)
             ]
             work.append(Work(placed, spans))
-            part += joined
+            part += weight_partials
         start += tensors.mask.numel()
     rows: list[Item] = []
     launches = []
@@ -133,7 +135,7 @@ def _work(tensors: NeuronTensors, start: int, init: Init, silence: bool) -> Iter
 
 
 def _item(tensor: Tensor, plane: Plane, role: int, bias: Tensor | None, start: int, site: int, word: int) -> Item:
-    groups, taken = spread(plane.neurons)
+    groups, taken = sample_groups(plane.neurons)
     # Sums over neurons need one owner, and neurons that lie together are few reads.
     shared = role in (ROWS, ZERO) and plane.lane_stride < plane.neuron_stride
     return Item(
@@ -155,7 +157,7 @@ def _item(tensor: Tensor, plane: Plane, role: int, bias: Tensor | None, start: i
         bias=0 if bias is None else bias.data_ptr(),
         bias_dtype=0 if bias is None else DTYPE_CODES[bias.dtype],
         bias_stride=0 if bias is None else bias.stride(0),
-        shares=SHARES if shared else 1,
+        programs=PROGRAMS if shared else 1,
     )
 
 

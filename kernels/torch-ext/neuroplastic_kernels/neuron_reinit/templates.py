@@ -1,4 +1,4 @@
-"""What new neurons are modelled on, inside the kernels of `neuron_reinit`: `neurons.models` and its means and deviations.
+"""What new neurons are modelled on, inside the kernels of `neuron_reinit`: `neurons.templates` and its means and deviations.
 
 A sample is walked by position: GROUP neighbours of each of `taken` groups, so that no program looks at the neurons between.
 """
@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..common.typed_memory import load_as_float
 from .neurons import GROUP
-from .table import PART_ROWS, Item
+from .table import PARTIAL_NEURONS, Item
 
 (
     ADDRESS,
@@ -29,17 +29,17 @@ from .table import PART_ROWS, Item
     BIAS,
     BIAS_DTYPE,
     BIAS_STRIDE,
-    SHARES,
-    FIRST_PART,
-    FIRST_JOINED,
-    JOINED,
+    PROGRAMS,
+    FIRST_PARTIAL,
+    WEIGHT_FIRST_PARTIAL,
+    WEIGHT_PARTIALS,
 ) = (tl.constexpr(position) for position in range(len(Item._fields)))
 FIELDS = tl.constexpr(len(Item._fields))
 
 SCAN = tl.constexpr(1024)  # flags looked at together
-STATISTICS_ROWS, STATISTICS_LANES = tl.constexpr(PART_ROWS), tl.constexpr(128)
-COUNT, CENTRE, SPREAD = (tl.constexpr(position) for position in range(3))
-PART = tl.constexpr(3)
+STATISTICS_NEURONS, STATISTICS_LANES = tl.constexpr(PARTIAL_NEURONS), tl.constexpr(128)
+COUNT, CENTRE, SQUARES = (tl.constexpr(position) for position in range(3))
+PARTIAL = tl.constexpr(3)
 _GROUP = tl.constexpr(GROUP)
 
 
@@ -64,7 +64,7 @@ def _neuron_at(position, groups, taken):
 
 
 @triton.jit
-def find_models(item, survivors):
+def find_templates(item, survivors):
     """How to walk the models: (groups, taken, positions, how many there are). survivors: flags of the site's neurons."""
     neurons, groups = tl.load(item + NEURONS).to(tl.int32), tl.load(item + GROUPS).to(tl.int32)
     taken = tl.load(item + TAKEN).to(tl.int32)
@@ -82,7 +82,7 @@ def find_models(item, survivors):
 
 
 @triton.jit
-def models_at(position, walk, survivors, neurons):
+def templates_at(position, walk, survivors, neurons):
     """The neurons at these positions, and which of them are models: all neurons where nobody survives."""
     groups, taken, positions, count = walk
     neuron = _neuron_at(position, groups, taken)
@@ -102,32 +102,32 @@ def by_lane(values, AXIS: tl.constexpr):
 
 
 @triton.jit
-def models_mean(
+def templates_mean(
     item, survivors, lane_offset, lane_valid, AXIS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr
 ):
     """Mean over the models for each lane of the block."""
     address, dtype, neurons = tl.load(item + ADDRESS), tl.load(item + DTYPE), tl.load(item + NEURONS).to(tl.int32)
-    walk = find_models(item, survivors)
+    walk = find_templates(item, survivors)
     total = tl.zeros([BLOCK_N, BLOCK_L] if AXIS == 0 else [BLOCK_L, BLOCK_N], tl.float32)
     for first in range(0, walk[2], BLOCK_N):
-        neuron, kept = models_at(first + tl.arange(0, BLOCK_N), walk, survivors, neurons)
+        neuron, kept = templates_at(first + tl.arange(0, BLOCK_N), walk, survivors, neurons)
         offset = by_neuron(neuron.to(tl.int64) * tl.load(item + NEURON_STRIDE), AXIS) + by_lane(lane_offset, AXIS)
         total += load_as_float(address, offset, by_neuron(kept, AXIS) & by_lane(lane_valid, AXIS), dtype)
     return tl.sum(total, AXIS) / tl.where(walk[3] == 0, neurons, walk[3]).to(tl.float32)
 
 
 @triton.jit
-def rows_statistics(item, parts, PARTS: tl.constexpr):
-    """Mean and deviation of the models' rows, from the parts of a weight. PARTS: a power of two, at least their number."""
-    part = tl.arange(0, PARTS)
-    needed = part < tl.load(item + JOINED)
-    base = parts + (tl.load(item + FIRST_JOINED) + part) * PART
+def weight_statistics(item, partials, PARTIALS: tl.constexpr):
+    """Mean and deviation of the models' rows, from the partials of a weight. PARTIALS: a power of two, at least their number."""
+    part = tl.arange(0, PARTIALS)
+    needed = part < tl.load(item + WEIGHT_PARTIALS)
+    base = partials + (tl.load(item + WEIGHT_FIRST_PARTIAL) + part) * PARTIAL
     rows = tl.load(base + COUNT, mask=needed, other=0.0)
     centre = tl.load(base + CENTRE, mask=needed, other=0.0)
-    spread = tl.load(base + SPREAD, mask=needed, other=0.0)
+    spread = tl.load(base + SQUARES, mask=needed, other=0.0)
     count = tl.sum(rows, 0)
     mean = tl.sum(rows * centre, 0) / count
-    # Chan, Golub and LeVeque's rule for joining the variances of parts, which have equally many lanes.
+    # Chan, Golub and LeVeque's rule for joining the variances of partials, which have equally many lanes.
     return mean, tl.sqrt_rn(tl.sum(spread + rows * (centre - mean) * (centre - mean), 0) / count)
 
 
@@ -137,7 +137,7 @@ def statistics_kernel(
     first_item,
     masks,  # [neurons of all sites] int8, like survivors
     survivors,
-    parts,  # [parts of all weights, PART] float32, written for sites with a chosen neuron
+    partials,  # [partials of all weights, PARTIAL] float32, written for sites with a chosen neuron
 ):
     """Per part of the models: how many there are, the mean of their rows, and the sum of squares about it, per lane."""
     item, part = items + (first_item + tl.program_id(0)) * FIELDS, tl.program_id(1)
@@ -146,28 +146,28 @@ def statistics_kernel(
         tl.load(item + LANES).to(tl.int32),
         tl.load(item + START),
     )
-    if part * STATISTICS_ROWS < neurons:  # noqa: SIM102  (`and` would count all the same)
+    if part * STATISTICS_NEURONS < neurons:  # noqa: SIM102  (`and` would count all the same)
         if count_flags(masks + start, 0, neurons) > 0:
-            position = part * STATISTICS_ROWS + tl.arange(0, STATISTICS_ROWS)
-            neuron, kept = models_at(position, find_models(item, survivors + start), survivors + start, neurons)
+            position = part * STATISTICS_NEURONS + tl.arange(0, STATISTICS_NEURONS)
+            neuron, kept = templates_at(position, find_templates(item, survivors + start), survivors + start, neurons)
             rows = tl.sum(kept.to(tl.float32), 0)
             centre, spread = rows * 0.0, rows * 0.0
             if rows > 0:
                 elements = rows * lanes.to(tl.float32)
-                centre = tl.sum(tl.sum(_row_sums(item, neuron, kept, 0.0, False), 1), 0) / elements
-                spread = tl.sum(tl.sum(_row_sums(item, neuron, kept, centre, True), 1), 0) / lanes.to(tl.float32)
-            out = parts + (tl.load(item + FIRST_PART) + part) * PART
+                centre = tl.sum(tl.sum(_weight_sums(item, neuron, kept, 0.0, False), 1), 0) / elements
+                spread = tl.sum(tl.sum(_weight_sums(item, neuron, kept, centre, True), 1), 0) / lanes.to(tl.float32)
+            out = partials + (tl.load(item + FIRST_PARTIAL) + part) * PARTIAL
             tl.store(out + COUNT, rows)
             tl.store(out + CENTRE, centre)
-            tl.store(out + SPREAD, spread)
+            tl.store(out + SQUARES, spread)
 
 
 @triton.jit
-def _row_sums(item, neuron, kept, centre, SQUARED: tl.constexpr):
-    """[STATISTICS_ROWS, STATISTICS_LANES] sums over blocks of lanes of x - centre, or of its square, for the kept rows."""
+def _weight_sums(item, neuron, kept, centre, SQUARED: tl.constexpr):
+    """[STATISTICS_NEURONS, STATISTICS_LANES] sums over blocks of lanes of x - centre, or of its square, for the kept rows."""
     lanes, address, dtype = tl.load(item + LANES).to(tl.int32), tl.load(item + ADDRESS), tl.load(item + DTYPE)
     row_offset = (neuron.to(tl.int64) * tl.load(item + NEURON_STRIDE))[:, None]
-    total = tl.zeros([STATISTICS_ROWS, STATISTICS_LANES], tl.float32)
+    total = tl.zeros([STATISTICS_NEURONS, STATISTICS_LANES], tl.float32)
     for first in range(0, lanes, STATISTICS_LANES):
         lane = first + tl.arange(0, STATISTICS_LANES)
         inside = kept[:, None] & (lane < lanes)[None, :]
