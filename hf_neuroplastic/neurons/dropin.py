@@ -253,7 +253,7 @@ class DropIn:
         """
         loaded = checked_state(state, self.sites)
         require_same_widths(loaded, self.sites)
-        self._all.load_state_dict(loaded.everyone.state_dict())
+        self._all.load_state_dict(loaded.all_neurons.state_dict())
         self._all.discard()
         self._factors.update()
         for known, start_width, replaced in zip(self.watched, loaded.start_widths, loaded.replaced, strict=True):

@@ -20,7 +20,7 @@ class DropInState(NamedTuple):
     start_widths: list[int]
     widths: list[int]
     replaced: list[Tensor]  # 0-dim
-    everyone: NeuronStatistics  # of all sites side by side
+    all_neurons: NeuronStatistics  # of all sites side by side
 
 
 def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInState:
@@ -49,13 +49,13 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
     groups = [dict(state["sites"][name]) for name in own]
     replaced = [group.pop("replaced", torch.zeros((), dtype=torch.int64)).clone() for group in groups]
     widths = [group["age"].numel() if "age" in group else 0 for group in groups]
-    everyone = NeuronStatistics.unknown(sum(widths))
-    for name, known, group in zip(own, everyone.split(widths), groups, strict=True):
+    all_neurons = NeuronStatistics.unknown(sum(widths))
+    for name, known, group in zip(own, all_neurons.split(widths), groups, strict=True):
         try:
             known.load_state_dict(group)
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from None
-    return DropInState(state["step_count"], state["events"], list(start_widths), widths, replaced, everyone)
+    return DropInState(state["step_count"], state["events"], list(start_widths), widths, replaced, all_neurons)
 
 
 def require_same_widths(state: DropInState, sites: Sequence[Site]) -> None:

@@ -12,7 +12,7 @@ from .statistics import NeuronStatistics, WatchedSite
 DEAD, WEAK = 0.025, 0.1
 
 
-def neuron_health(everyone: NeuronStatistics, watched: Sequence[WatchedSite]) -> dict[str, float]:
+def neuron_health(all_neurons: NeuronStatistics, watched: Sequence[WatchedSite]) -> dict[str, float]:
     """Plain floats over all sites, read back from the device: ask only when a log is due.
 
     neuro/replaced_total: neurons replaced so far. neuro/dead_fraction: share of active, observed neurons whose activity is at
@@ -20,19 +20,19 @@ def neuron_health(everyone: NeuronStatistics, watched: Sequence[WatchedSite]) ->
     is at most 10 % of their site's mean. neuro/mean_age: in steps. neuro/activity: mean |z|. neuro/scale_min, neuro/scale_max:
     extremes of the synaptic scaling factors.
 
-    everyone: the statistics of all sites' neurons.
+    all_neurons: the statistics of all sites' neurons.
     """
-    active = everyone.active
-    counted = active & (everyone.weight > 0)
+    active = all_neurons.active
+    counted = active & (all_neurons.weight > 0)
     total = max(int(counted.sum()), 1)
-    scale = everyone.scale[active] if bool(active.any()) else torch.ones(1)
+    scale = all_neurons.scale[active] if bool(active.any()) else torch.ones(1)
     parts = [known.statistics for known in watched]
     return {
         "neuro/replaced_total": float(sum(int(known.replaced) for known in watched)),
         "neuro/dead_fraction": sum(_count_low(part, part.activity, DEAD) for part in parts) / total,
         "neuro/weak_fraction": sum(_count_low(part, part.contribution, WEAK) for part in parts) / total,
-        "neuro/mean_age": float(everyone.age[active].double().mean().nan_to_num()),
-        "neuro/activity": float(everyone.activity[counted].sum()) / total,
+        "neuro/mean_age": float(all_neurons.age[active].double().mean().nan_to_num()),
+        "neuro/activity": float(all_neurons.activity[counted].sum()) / total,
         "neuro/scale_min": float(scale.min()),
         "neuro/scale_max": float(scale.max()),
     }

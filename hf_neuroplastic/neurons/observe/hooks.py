@@ -25,9 +25,9 @@ class Observer:
     """
 
     def __init__(
-        self, site: Site, everyone: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: Tensor
+        self, site: Site, all_neurons: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: Tensor
     ) -> None:
-        self.everyone, self.statistics, self.masks, self.enabled = everyone, statistics, masks, True
+        self.all_neurons, self.statistics, self.masks, self.enabled = all_neurons, statistics, masks, True
         self.home = home  # where this is, there are the statistics
         self.neuron_dim = site.neuron_dim
         self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
@@ -39,8 +39,8 @@ class Observer:
     @property
     def sums(self) -> Tensor:
         """Where the sums of this pass go: the statistics' own, or their probe if the pass is being compiled."""
-        if self.everyone.sums.device != self.home.device:
-            _move(self.everyone, self.home.device)
+        if self.all_neurons.sums.device != self.home.device:
+            _move(self.all_neurons, self.home.device)
         return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.sums
 
     def token_mask(self, z: Tensor) -> Tensor | None:
@@ -102,11 +102,11 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def observe(
-    model: nn.Module, watched: Sequence[WatchedSite], everyone: NeuronStatistics
+    model: nn.Module, watched: Sequence[WatchedSite], all_neurons: NeuronStatistics
 ) -> tuple[list[Observer], list[RemovableHandle]]:
     """Attaches an Observer to every site, and to the modules around the site the hooks that tell its tokens.
 
-    Removing the handles undoes all of it. everyone: the statistics of all sites' neurons.
+    Removing the handles undoes all of it. all_neurons: the statistics of all sites' neurons.
 
     Raises:
         RuntimeError: a site is being watched already.
@@ -125,7 +125,7 @@ def observe(
     observers: list[Observer] = []
     for known, site_masks in zip(watched, masks, strict=True):
         kind = InputObserver if known.site.watch == "input" else Observer
-        observer = kind(known.site, everyone, known.statistics, site_masks, home)
+        observer = kind(known.site, all_neurons, known.statistics, site_masks, home)
         module: Any = known.site.watched
         register = module.register_forward_pre_hook if kind is InputObserver else module.register_forward_hook
         handles.append(register(observer))

@@ -216,10 +216,12 @@ class WatchedSite:
     replaced: Tensor
 
 
-def watched_sites(sites: Sequence[Site], everyone: NeuronStatistics, start_widths: Sequence[int]) -> list[WatchedSite]:
-    """The sites with their parts of `everyone`'s statistics; slots in reserve are inactive."""
-    parts = everyone.split([site.width for site in sites])
+def watched_sites(
+    sites: Sequence[Site], all_neurons: NeuronStatistics, start_widths: Sequence[int]
+) -> list[WatchedSite]:
+    """The sites with their parts of `all_neurons`'s statistics; slots in reserve are inactive."""
+    parts = all_neurons.split([site.width for site in sites])
     for site, part in zip(sites, parts, strict=True):
         part.active &= ~inert_slots(site)
-    replaced = torch.zeros(len(sites), dtype=torch.int64, device=everyone.weight.device).unbind()
+    replaced = torch.zeros(len(sites), dtype=torch.int64, device=all_neurons.weight.device).unbind()
     return [WatchedSite(*row) for row in zip(sites, parts, start_widths, replaced, strict=True)]

@@ -48,14 +48,14 @@ def grow(
     require_abilities(sites, config)
     before = [site.width for site in sites]
     reserve(model, _splittable(sites, count) if init == "split" else count, layers=layers, optimizer=optimizer)
-    everyone = NeuronStatistics.unknown(sum(site.width for site in sites), sites[0].weights[0].device)
-    everyone.weight.fill_(1.0)
-    everyone.averages[neuron_sums.ABS_OUTPUT] = (
+    all_neurons = NeuronStatistics.unknown(sum(site.width for site in sites), sites[0].weights[0].device)
+    all_neurons.weight.fill_(1.0)
+    all_neurons.averages[neuron_sums.ABS_OUTPUT] = (
         1.0  # nothing was observed: all are equally active, outgoing weights decide
     )
-    watched = watched_sites(sites, everyone, before)
+    watched = watched_sites(sites, all_neurons, before)
     added = [
-        Decision(Action.GROW, torch.arange(site.width, device=everyone.weight.device) >= width)
+        Decision(Action.GROW, torch.arange(site.width, device=all_neurons.weight.device) >= width)
         for site, width in zip(sites, before, strict=True)
     ]
     inner = None if optimizer is None else unwrap_optimizer(optimizer)

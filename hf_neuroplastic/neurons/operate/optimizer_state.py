@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroplastic_kernels import Fill, StateSlice
 
-from ..sites import Share
+from ..sites import NeuronSlice
 
 # Running means of squares and magnitudes, and step sizes. Their bias correction is spent by the time a neuron is reborn, so
 # zero would not be "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of
@@ -73,8 +73,8 @@ def resize_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, cut
     return resized
 
 
-def state_slices(optimizer: torch.optim.Optimizer | None, share: Share | None) -> tuple[StateSlice, ...]:
-    """The parts of the optimizer state of a site's share of a parameter that belong to single neurons.
+def state_slices(optimizer: torch.optim.Optimizer | None, neurons: NeuronSlice | None) -> tuple[StateSlice, ...]:
+    """The parts of the optimizer state of a site's slice of a parameter that belong to single neurons.
 
     Includes state of the parameter's shape and the factored second moments of Adafactor (torch's and transformers'). Running
     magnitudes restart at the survivors' mean, everything else at 0. State shared by all neurons (step counters, the factor
@@ -83,11 +83,11 @@ def state_slices(optimizer: torch.optim.Optimizer | None, share: Share | None) -
     Raises:
         TypeError: state that cannot be reset neuron by neuron, such as quantised tensors. Nothing has been changed then.
     """
-    if share is None:
+    if neurons is None:
         return ()
     return tuple(
-        StateSlice(share.block_of(value, along), along, fill)
-        for _, value, along, fill in _owned_state(optimizer, share.tensor, share.dim)
+        StateSlice(neurons.block_of(value, along), along, fill)
+        for _, value, along, fill in _owned_state(optimizer, neurons.tensor, neurons.dim)
     )
 
 

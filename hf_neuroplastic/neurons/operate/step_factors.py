@@ -36,12 +36,12 @@ class StepFactors:
     """The factors of all sites' neurons, in the hands of one optimizer at a time.
 
     Args:
-        watched: sites whose neurons can be separated (see sites.require_abilities): a parameter has neurons along one dimension.
-        everyone: the statistics of all their neurons side by side.
+        watched: sites whose neurons can be separated (see sites.require_abilities): a parameter has one dimension of neurons.
+        all_neurons: the statistics of all their neurons side by side.
     """
 
-    def __init__(self, watched: Sequence[WatchedSite], everyone: NeuronStatistics, config: DropInConfig) -> None:
-        self.sites, self.everyone, self.config = [known.site for known in watched], everyone, config
+    def __init__(self, watched: Sequence[WatchedSite], all_neurons: NeuronStatistics, config: DropInConfig) -> None:
+        self.sites, self.all_neurons, self.config = [known.site for known in watched], all_neurons, config
         self.optimizer: torch.optim.Optimizer | None = None
         self._values = self._factors()
 
@@ -77,7 +77,7 @@ class StepFactors:
         self.optimizer = None
 
     def _factors(self) -> Tensor:
-        return plasticity_factors(self.everyone.age, self.everyone.fresh, self.config)
+        return plasticity_factors(self.all_neurons.age, self.all_neurons.fresh, self.config)
 
     def _per_parameter(self) -> Iterator[tuple[Tensor, NeuronFactor]]:
         views = self._values.split([site.width for site in self.sites])

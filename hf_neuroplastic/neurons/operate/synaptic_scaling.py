@@ -15,7 +15,7 @@ from ..sites import Site
 
 def scale_synapses(
     watched: Sequence[WatchedSite],
-    everyone: NeuronStatistics,
+    all_neurons: NeuronStatistics,
     config: DropInConfig,
     *,
     workspace: dict[Any, Any] | None = None,
@@ -23,7 +23,7 @@ def scale_synapses(
     """One step of synaptic scaling of all sites, in place, by `config`; frozen sites are left alone.
 
     Args:
-        everyone: the statistics of all sites side by side.
+        all_neurons: the statistics of all sites side by side.
         workspace: a dict to keep between calls, in which the fused form holds what need not be prepared anew.
     """
     starts = accumulate((known.site.width for known in watched), initial=0)
@@ -32,10 +32,10 @@ def scale_synapses(
     synaptic_scale(
         [weight for weight, _ in trained],
         [start for _, start in trained],
-        everyone.scale,
-        everyone.averages[neuron_sums.ABS_OUTPUT],
-        everyone.weight,
-        everyone.active,
+        all_neurons.scale,
+        all_neurons.averages[neuron_sums.ABS_OUTPUT],
+        all_neurons.weight,
+        all_neurons.active,
         rate=config.synaptic_lr,
         target=config.homeostatic_target,
         scale_range=config.scale_range,

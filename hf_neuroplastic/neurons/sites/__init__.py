@@ -5,14 +5,11 @@ from .requirements import require_abilities, require_ability, require_whole, req
 from .search import find_sites, select_sites
 from .site import Fold, IncomingSlices, NeuronSlice, Site, inert_slots, silences
 
-Share = NeuronSlice
-
 __all__ = [
     "ARCHITECTURES",
     "Fold",
     "IncomingSlices",
     "NeuronSlice",
-    "Share",
     "Site",
     "find_sites",
     "inert_slots",

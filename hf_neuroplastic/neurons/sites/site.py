@@ -1,4 +1,4 @@
-"""What a hidden neuron is: its slices of the tensors of a layer. Code that changes neurons needs no other knowledge of layers."""
+"""What a hidden neuron is: its slices of a layer's tensors. Code that changes neurons needs no other knowledge of layers."""
 
 from __future__ import annotations
 

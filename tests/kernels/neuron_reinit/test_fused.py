@@ -195,8 +195,8 @@ def test_the_smallest_sites(init, device):
     deaf = random_site(chosen_mask(2), d=0)
     _assert_like_reference([one, bare, nobody] if init == "layer" else [one, bare, nobody, deaf], device, init=init)
     if init != "split":
-        everyone = one._replace(mask=~one.mask, survivors=one.mask)
-        _assert_like_reference([everyone, bare], device, init=init)
+        all_neurons = one._replace(mask=~one.mask, survivors=one.mask)
+        _assert_like_reference([all_neurons, bare], device, init=init)
 
 
 def test_a_workspace_follows_the_tensors(device):

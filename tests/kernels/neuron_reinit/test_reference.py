@@ -195,12 +195,12 @@ def test_wide_layers_are_modelled_on_a_sample(n):
 
 
 def test_where_the_sample_has_no_survivor_all_survivors_count():
-    everyone = torch.ones(1000, dtype=torch.bool)
-    sampled = templates(everyone)
+    all_neurons = torch.ones(1000, dtype=torch.bool)
+    sampled = templates(all_neurons)
     some = sampled & (torch.arange(1000) % 3 == 0)
     assert torch.equal(templates(some | ~sampled), some)
     assert torch.equal(templates(~sampled), ~sampled)
-    assert torch.equal(templates(~everyone), everyone)
+    assert torch.equal(templates(~all_neurons), all_neurons)
 
 
 @pytest.mark.parametrize("n", [256, 264])

@@ -73,10 +73,10 @@ def test_without_shared_memory_there_is_one_launch():
 def test_the_statistics_of_a_weight_have_parts_of_their_own(init):
     site = convolution_site(chosen_mask(1, n=100), n=100, layout=torch.channels_last)
     rows, launches = table([site, random_site(chosen_mask(1))], init, silence=True)
-    parts = [range(row.first_partial, row.first_partial + row.parts) for row in rows[: launches[0].weights]]
-    assert sorted(itertools.chain(*parts)) == list(range(sum(map(len, parts))))
-    for row, own in zip(rows, parts, strict=False):
+    partials = [range(row.first_partial, row.first_partial + row.partials) for row in rows[: launches[0].weights]]
+    assert sorted(itertools.chain(*partials)) == list(range(sum(map(len, partials))))
+    for row, own in zip(rows, partials, strict=False):
         assert set(own) <= set(range(row.weight_first_partial, row.weight_first_partial + row.weight_partials))
     assert sum(
-        row.weight_partials for row in {row.weight_first_partial: row for row in rows if row.parts}.values()
-    ) == sum(map(len, parts))
+        row.weight_partials for row in {row.weight_first_partial: row for row in rows if row.partials}.values()
+    ) == sum(map(len, partials))

@@ -85,9 +85,9 @@ def test_sites_lie_where_their_firsts_say(target):
     weights, scale, activity = [torch.randn(3, 2), torch.randn(2, 5, 3)], torch.rand(9) + 0.5, torch.rand(9)
     alone = [weight.clone() for weight in weights]
     before, expected, known = scale.clone(), scale.clone(), torch.full((9,), 0.3)
-    firsts, everyone = [1, 6], torch.ones(9, dtype=torch.bool)
+    firsts, all_neurons = [1, 6], torch.ones(9, dtype=torch.bool)
     options = {"rate": 0.1, "target": target, "scale_range": RANGE}
-    synaptic_scale(weights, firsts, scale, activity * known, known, everyone, **options)
+    synaptic_scale(weights, firsts, scale, activity * known, known, all_neurons, **options)
     for weight, first in zip(alone, firsts, strict=True):
         own = slice(first, first + len(weight))
         _step(weight, expected[own], activity[own], observed=0.3, target=target)

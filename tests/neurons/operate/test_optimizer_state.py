@@ -9,7 +9,7 @@ from transformers import Adafactor
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
 from hf_neuroplastic.neurons.operate.optimizer_state import MAGNITUDES, state_slices, unwrap_optimizer
-from hf_neuroplastic.neurons.sites import Share
+from hf_neuroplastic.neurons.sites import NeuronSlice
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
@@ -124,8 +124,8 @@ def test_state_that_cannot_be_reset_is_refused_before_anything_changes(state, wo
 
 def test_parameters_without_state_or_optimizer_have_no_slices():
     parameter = nn.Parameter(torch.zeros(3, 2))
-    assert state_slices(None, Share(parameter)) == ()
-    assert state_slices(torch.optim.Adam([parameter]), Share(parameter)) == ()
+    assert state_slices(None, NeuronSlice(parameter)) == ()
+    assert state_slices(torch.optim.Adam([parameter]), NeuronSlice(parameter)) == ()
     assert state_slices(torch.optim.Adam([parameter]), None) == ()
 
 

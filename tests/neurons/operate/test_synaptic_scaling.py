@@ -14,20 +14,20 @@ from neuroplastic_kernels.ffn_activation.neuron_sums import ABS_OUTPUT
 def _observed(model):
     """The model's watched sites and all their statistics, in which neuron i of site k has the activity k + i."""
     sites = find_sites(model)
-    everyone = NeuronStatistics.unknown(sum(site.width for site in sites))
-    watched = watched_sites(sites, everyone, [site.width for site in sites])
-    everyone.weight.fill_(0.5)
+    all_neurons = NeuronStatistics.unknown(sum(site.width for site in sites))
+    watched = watched_sites(sites, all_neurons, [site.width for site in sites])
+    all_neurons.weight.fill_(0.5)
     for index, known in enumerate(watched):
         part = known.statistics
         part.averages[ABS_OUTPUT] = (index + torch.arange(part.scale.numel())) * part.weight
-    return watched, everyone
+    return watched, all_neurons
 
 
 @pytest.mark.parametrize("target", ["layer", 3.0])
 def test_every_neuron_goes_by_its_own_activity(target):
-    watched, everyone = _observed(tiny_model("ast"))
+    watched, all_neurons = _observed(tiny_model("ast"))
     before = [known.site.up.weight.detach().clone() for known in watched]
-    scale_synapses(watched, everyone, DropInConfig(synaptic_lr=0.01, homeostatic_target=target))
+    scale_synapses(watched, all_neurons, DropInConfig(synaptic_lr=0.01, homeostatic_target=target))
     for index, (known, old) in enumerate(zip(watched, before, strict=True)):
         activity, scale = index + torch.arange(float(known.site.width)), known.statistics.scale
         error = target - activity if target != "layer" else 1 - activity / activity.mean()
@@ -36,12 +36,12 @@ def test_every_neuron_goes_by_its_own_activity(target):
 
 
 def test_frozen_sites_and_slots_in_reserve_are_left_alone():
-    watched, everyone = _observed(tiny_model("ast"))
+    watched, all_neurons = _observed(tiny_model("ast"))
     frozen, other = watched
     frozen.site.up.weight.requires_grad_(False)
     other.statistics.active[3] = False
     before = [known.site.up.weight.detach().clone() for known in watched]
-    scale_synapses(watched, everyone, DropInConfig(synaptic_lr=0.01))
+    scale_synapses(watched, all_neurons, DropInConfig(synaptic_lr=0.01))
     assert torch.equal(frozen.site.up.weight, before[0])
     changed = (other.site.up.weight != before[1]).any(1)
     assert not changed[3]

@@ -41,7 +41,7 @@ def neuron_reinit(
            "split"   a copy of donors[i], whose outgoing column is shared between the two (below);
            "zero"    zeros: the neuron falls silent;
         3. down_weight[:, i] becomes zero ("keep": stays). With "split" it becomes f * c and the donor's becomes c - f * c,
-           c the donor's column and f uniform in [0.4, 0.6) per element: the output is preserved, and unequal programs keep
+           c the donor's column and f uniform in [0.4, 0.6) per element: the output is preserved, and unequal shares keep
            the twins from receiving equal gradients for ever;
         4. the entries of each state slice become 0 or the mean over the models. Adam's bias correction is spent late in
            training, so a zeroed second moment would make the first steps (1 - b1) / sqrt(1 - b2) times too long.
@@ -88,8 +88,8 @@ def check_split(sites: Sequence[NeuronTensors]) -> None:
             )
         if tensors.down_weight is None:
             raise ValueError(
-                'init="split" programs outgoing weights between two neurons and needs down_weight: [M, N]; got None, use another '
-                "init"
+                'init="split" divides outgoing weights between two neurons and needs down_weight: [M, N]; got None, use '
+                "another init"
             )
 
 

@@ -2,7 +2,7 @@
 
 Sites may share memory: in a chain of layers one's outgoing weights are the next one's incoming. Then what a site finds
 depends on what an earlier one left, and two programs of one launch must not touch the same element. So the table is cut into
-successive launches, and work that programs memory with earlier work comes in a later launch; without sharing there is one.
+successive launches, and work that shares memory with earlier work comes in a later launch; without sharing there is one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from .reference import weight_word
 
 ROWS, COLUMNS, ZERO, MEAN = range(4)  # what a program does with its tensor
 PROGRAMS = 4
-PARTIAL_NEURONS = 32  # neurons of one part of the statistics for init="layer"
+PARTIAL_NEURONS = 32  # neurons of one partial of the statistics for init="layer"
 
 
 class Item(NamedTuple):
@@ -52,8 +52,8 @@ class Item(NamedTuple):
         return self.lane_stride < self.neuron_stride
 
     @property
-    def parts(self) -> int:
-        """How many parts the plane's statistics have."""
+    def partials(self) -> int:
+        """How many partials the plane's statistics have."""
         return -(-self.neurons // PARTIAL_NEURONS) if self.role == ROWS else 0
 
 
@@ -78,10 +78,10 @@ def table(sites: Sequence[NeuronTensors], init: Init, silence: bool) -> tuple[li
     start = part = 0
     for tensors in sites:
         for items, spans in _work(tensors, start, init, silence):
-            weight_partials = sum(item.parts for item in items)
+            weight_partials = sum(item.partials for item in items)
             placed = [
                 item._replace(
-                    first_partial=part + i * item.parts, weight_first_partial=part, weight_partials=weight_partials
+                    first_partial=part + i * item.partials, weight_first_partial=part, weight_partials=weight_partials
                 )
                 for i, item in enumerate(items)
             ]
@@ -119,7 +119,7 @@ def launch_numbers(spans: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
 
 
 def _work(tensors: NeuronTensors, start: int, init: Init, silence: bool) -> Iterator[Work]:
-    """All work on one site, in the order of the reference, without parts. start: its first neuron."""
+    """All work on one site, in the order of the reference, without partials. start: its first neuron."""
     bias_role = {"split": ROWS, "layer": MEAN}.get(init, ZERO)
     targets: list[tuple[Tensor | None, int, int, int]] = []
     for entry, up in enumerate(tensors.incoming):

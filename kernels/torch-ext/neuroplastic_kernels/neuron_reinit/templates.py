@@ -118,7 +118,7 @@ def templates_mean(
 
 @triton.jit
 def weight_statistics(item, partials, PARTIALS: tl.constexpr):
-    """Mean and deviation of the models' rows, from the partials of a weight. PARTIALS: a power of two, at least their number."""
+    """Mean and deviation of the templates' rows, from the partials of a weight. PARTIALS: their number or more."""
     part = tl.arange(0, PARTIALS)
     needed = part < tl.load(item + WEIGHT_PARTIALS)
     base = partials + (tl.load(item + WEIGHT_FIRST_PARTIAL) + part) * PARTIAL
