@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.utils import get_total_norm
 
 
@@ -17,15 +18,19 @@ def gradient_factor(
     factor = None if scale is None else scale.float().reciprocal()
     if max_norm is None:
         return factor
-    norm = norm_of_finite(grads) if finite_only else get_total_norm(grads)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = total_norm(grads, finite_only)
     if factor is None:
         return (max_norm / (norm + 1e-6)).clamp(max=1.0)
     factor = factor.to(norm.device)
     return factor * (max_norm / (norm * factor + 1e-6)).clamp(max=1.0)
 
 
-def norm_of_finite(grads: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors without inf or NaN."""
-    norms = [torch.where(grad.isfinite().all(), get_total_norm([grad]), 0.0) for grad in grads]
-    return get_total_norm([norm.to(norms[0].device) for norm in norms])
+def total_norm(grads: Sequence[Tensor], finite_only: bool) -> Tensor:
+    """The norm of all tensors; of half precision in float32, where squares of gradients under a loss scale do not overflow."""
+    if finite_only or any(grad.dtype in (torch.float16, torch.bfloat16) for grad in grads):
+        norms = [vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32)) for grad in grads]
+        if finite_only:
+            norms = [torch.where(grad.isfinite().all(), norm, 0.0) for grad, norm in zip(grads, norms, strict=True)]
+        grads = [norm.to(norms[0].device) for norm in norms]
+    norm = get_total_norm(grads)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

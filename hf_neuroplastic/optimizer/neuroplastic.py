@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import NeuronFactor, plasticity_step, select
+from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity_step, select
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
 from .options import NOT_OF_A_STEP, RULES, check_options, refuse_strangers
-from .state import completed_groups, fits, initial_state, matched_state, restored
+from .state import check_entry, completed_groups, fits, initial_state, matched_state, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
+GROUP_SEEDS = 0x9E3779B97F4A7C15  # between the seeds of groups: odd, so that they differ
 
 
 class NeuroPlastic(Optimizer):
@@ -26,7 +27,7 @@ class NeuroPlastic(Optimizer):
         alpha = clip(.4 * sqrt(v)/mean + .4 * |g|/mean + .2 * |m|/(sqrt(v) + eps)/mean, .2, 2)
         p <- p - lr * h * alpha * m'/(sqrt(v') + eps)                h = ||base|| / ||alpha*base||
 
-    m and v are Adam's moments of the gradient g; the three means, and h, which keeps the norm of the step, are those of this
+    m and v are Adam's moments of the gradient g; the three means, and h, which holds the norm of the step, are those of this
     tensor's step before. The first step is AdamW's own.
 
         optimizer = NeuroPlastic(model.parameters(), lr=5e-5, weight_decay=0.01)
@@ -48,11 +49,13 @@ class NeuroPlastic(Optimizer):
         alpha_range: bounds (lo, hi) of the coefficient before blending.
         plasticity_scale: how far alpha goes from the coefficient of |g| alone, clip(|g|/mean), to the full one; 1 is all the
             way, 0 is |g| alone.
-        strength: 1 for alpha as it is, 0 for the bare base: torch's AdamW bit for bit, SGD with momentum, or SGD.
+        strength: 1 for alpha as it is, 0 for the bare base: torch's AdamW, SGD with momentum, or SGD. (AdamW's bits too: in
+            PyTorch those of foreach=True, in C++ those of fused=True, but for a few elements at a tensor's end.)
         warmup_steps: optimizer steps over which `plasticity_scale` rises from 0.
         max_update_norm: limit of a tensor's update norm, base "gradient" only; None or inf for no limit.
         target_rms, homeostatic_rate: a gain 1 + rate * (target_rms - rms) within [.5, 1.5], base "gradient" only; rate 0
-            for none. The other bases keep the norm of the base's step in every tensor.
+            for none. The other bases hold the norm of the base's step in every tensor: with statistics "exact" each step
+            has this norm, with "previous" it is what would have given the step before this norm.
         eps: added to denominators.
         weight_decay: decay >= 0.
         decoupled_weight_decay: True shrinks parameters by lr * weight_decay (AdamW), False adds the decay to the gradient,
@@ -62,7 +65,7 @@ class NeuroPlastic(Optimizer):
             step; None for no clipping. It takes the place of Trainer's, to which then give max_grad_norm=0. Groups that name
             different norms are clipped apart: each number limits the norm of the groups that name it.
         skip_nonfinite: leave a tensor whose gradient holds inf or NaN, and its state, as they are, and count the step in the
-            state `skipped`. Without it the elements concerned become NaN for good, as under AdamW.
+            state `skipped`. Without it the elements concerned become NaN for good, as under AdamW (with max_grad_norm, all).
         stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
         seed: of that rounding and of 8-bit state's.
         state_bits: 32, or 8 to keep the state in about 2 bytes per parameter rather than 8. Contiguous, unsharded float32
@@ -81,11 +84,12 @@ class NeuroPlastic(Optimizer):
     All but `backend` may differ between groups. The state of a parameter is AdamW's, `step` (a float32 scalar; on the CPU, but
     for CUDA parameters that the fused form may take), `exp_avg` and `exp_avg_sq` (of its shape; float32 for half precision,
     otherwise its own dtype; codes with `state_bits=8`, and then `scales`), and `sums` (5 numbers: see `diagnostics`); `trace`
-    where activity is "trace". AdamW's state loads into NeuroPlastic and back.
+    where activity is "trace". AdamW's state loads into NeuroPlastic, and with state_bits=32 back: without loss for float32 and
+    float64, while AdamW rounds the state of half-precision parameters to their dtype.
 
     With torch.amp.GradScaler the step itself takes the loss scale off and is left out, parameters, state and counters alike,
     if a gradient overflowed; `grad` stays scaled. A fused step can be captured in a CUDA graph, after one step outside; a
-    learning rate that changes must then be a tensor.
+    learning rate that changes must then be a tensor on the device.
 
     Deviations from the paper: those of `neuroplastic_kernels.plasticity_step.reference`.
 
@@ -138,6 +142,9 @@ class NeuroPlastic(Optimizer):
         if isinstance(param_group, dict):
             param_group.update(check_options({**self.defaults, **param_group}, f"group {len(self.param_groups)}"))
         super().add_param_group(param_group)
+        if len(set(param_group["params"])) < len(param_group["params"]):
+            self.param_groups.pop()
+            raise ValueError(f"group {len(self.param_groups)} holds a parameter twice; leave repetitions out")
         for index, param in enumerate(param_group["params"]):
             if param.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
                 self.param_groups.pop()
@@ -153,6 +160,8 @@ class NeuroPlastic(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("neuron_factors", {})
+        for number, (param, entry) in enumerate(self.state.items()):
+            check_entry(number, param, entry)
         for index, group in enumerate(self.param_groups):
             group.update(check_options({**self.defaults, **group}, f"group {index}"))
 
@@ -176,6 +185,7 @@ class NeuroPlastic(Optimizer):
                     backend=self.backend,
                     workspace=self._workspace.setdefault(index, {}),
                     **{name: group[name] for name in STEP_OPTIONS},
+                    seed=(group["seed"] + index * GROUP_SEEDS) % 2**63,
                 )
         return loss
 
@@ -232,7 +242,8 @@ class NeuroPlastic(Optimizer):
         return state
 
     def _counter_device(self, param: Tensor) -> torch.device:
-        return param.device if param.is_cuda and self.backend != "reference" else torch.device("cpu")
+        fused = param.is_cuda and self.backend != "reference" and param.dtype in FUSED_DTYPES and is_flat(param)
+        return param.device if fused else torch.device("cpu")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, keeping its tensors in their own precision, or in that of this optimizer's `state_bits`.

@@ -87,7 +87,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (is_seed, "a whole number >= 0 and < 2**63"),
     "state_bits": (lambda value: is_seed(value) and value in (8, 32), "8 or 32"),
 }
-NOT_OF_A_STEP = ("activity", "max_grad_norm", "state_bits")  # the other options are arguments of `plasticity_step`
+NOT_OF_A_STEP = ("activity", "max_grad_norm", "seed", "state_bits")  # others are arguments of `plasticity_step`
 
 
 def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:

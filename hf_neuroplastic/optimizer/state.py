@@ -12,6 +12,9 @@ from neuroplastic_kernels import SUMS, eight_bit, is_flat, state_dtype
 from .options import check_options
 
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
+ADAM_S_OWN = frozenset(
+    {"amsgrad", "foreach", "capturable", "differentiable", "fused"}
+)  # options of torch's Adam and AdamW
 
 
 def takes_eight_bits(param: Tensor, state_bits: int) -> bool:
@@ -27,7 +30,9 @@ def initial_state(param: Tensor, group: dict[str, Any], counter: torch.device) -
     state = {name: torch.zeros((), dtype=torch.float32, device=counter) for name in counters}
     state |= {name: torch.zeros_like(param, dtype=eight_bit.CODES[name].dtype if coded else wide) for name in names}
     if coded:
-        state["scales"] = torch.zeros(len(names), eight_bit.blocks(param.numel()), device=param.device)
+        state["scales"] = torch.zeros(
+            len(names), eight_bit.blocks(param.numel()), dtype=torch.float32, device=param.device
+        )
     return state | {"sums": torch.zeros(SUMS, dtype=wide, device=param.device)}
 
 
@@ -37,14 +42,14 @@ def fits(state: dict[str, Tensor], group: dict[str, Any]) -> bool:
 
 
 def matched_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Pairs of a parameter and its saved state, checked."""
-    identifiers = (key for group in state_dict["param_groups"] for key in group["params"])
+    """Pairs of a parameter and its saved state, checked; without sums that Adam carried along, of a step before its own."""
+    saved = ((key, "amsgrad" in group) for group in state_dict["param_groups"] for key in group["params"])
     params = (param for group in optimizer.param_groups for param in group["params"])
-    for key, param in zip(identifiers, params, strict=False):  # torch reports unequal lengths
+    for (key, of_adam), param in zip(saved, params, strict=False):  # torch reports unequal lengths
         entry = state_dict["state"].get(key)
         if entry:
             check_entry(key, param, entry)
-            yield param, entry
+            yield param, {name: value for name, value in entry.items() if not (of_adam and name == "sums")}
 
 
 def check_entry(key: Any, param: Tensor, entry: dict[str, Any]) -> None:
@@ -81,7 +86,8 @@ def completed_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> list[
     completed = []
     for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=False)):
         options = {**own, **group, "state_bits": own["state_bits"]}
-        completed.append({**group, **check_options(options, f"group {index} of the state to load")})
+        others = {name: value for name, value in group.items() if name not in ADAM_S_OWN}
+        completed.append({**others, **check_options(options, f"group {index} of the state to load")})
     return completed + saved[len(completed) :]
 
 
@@ -91,16 +97,13 @@ def restored(param: Tensor, entry: dict[str, Any], group: dict[str, Any], counte
     What the saved form lacks begins anew: sums of 0, no history, make the next step the base's own.
     """
     state = initial_state(param, group, counter)
-    for name in state.keys() & entry.keys() & {"step", "skipped", "sums"}:
-        state[name].copy_(torch.as_tensor(entry[name]))
-    names = eight_bit.names(state)
-    if "scales" in state and "scales" in entry and names == eight_bit.names(entry):
-        return state | {name: entry[name].to(param.device, copy=True) for name in (*names, "scales")}
-    floats = {**entry, **eight_bit.decoded(entry)}
-    moments = {name: floats[name].to(param.device, state_dtype(param), copy=True) for name in names if name in floats}
-    if "scales" not in state:
-        return state | moments
-    eight_bit.store(
-        state, {name: torch.zeros_like(param, dtype=torch.float32) for name in names} | moments, 0, param.numel()
-    )
+    names, coded = eight_bit.names(state), "scales" in state
+    as_is = coded == ("scales" in entry) and (not coded or names == eight_bit.names(entry))
+    values = entry if as_is else {**entry, **eight_bit.decoded(entry)}
+    copied = {"step", "skipped", "sums", *(() if coded and not as_is else (*names, "scales"))}
+    for name in copied & state.keys() & values.keys():
+        state[name].copy_(torch.as_tensor(values[name]))
+    if coded and not as_is:
+        moments = {name: values.get(name, torch.zeros(())).to(param.device).expand(param.shape) for name in names}
+        eight_bit.store(state, {name: each.float() for name, each in moments.items()}, 0, param.numel())
     return state

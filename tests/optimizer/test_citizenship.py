@@ -151,6 +151,60 @@ def test_a_trace_starts_anew_where_the_saved_state_has_none():
     assert all("trace" in rms.state[p] for p in rms.param_groups[0]["params"])
 
 
+def test_sums_that_adamw_carried_along_are_not_taken_for_the_last_step_s():
+    """The step after AdamW's is AdamW's own, and the one after that has a history again."""
+    ours, theirs = NeuroPlastic(parameters()), torch.optim.AdamW(parameters())
+    take_steps(ours, 0, 2)
+    theirs.load_state_dict(ours.state_dict())
+    take_steps(theirs, 2, 4)
+    ours.load_state_dict(theirs.state_dict())
+    assert not any(state["sums"].any() for state in ours.state.values())
+    take_steps(ours, 4, 5)
+    ours.load_state_dict(ours.state_dict())
+    assert all(state["sums"].all() for state in ours.state.values())
+
+
+def test_state_that_lacks_a_tensor_is_refused():
+    optimizer = NeuroPlastic(parameters())
+    take_steps(optimizer, 0, 1)
+    first = optimizer.param_groups[0]["params"][0]
+    del optimizer.state[first]["sums"]
+    with pytest.raises(RuntimeError, match="the state of parameter 0 lacks sums"):
+        take_steps(optimizer, 1, 2)
+    pickled = optimizer.__getstate__()
+    pickled["state"][first]["trace"] = torch.zeros_like(first)
+    with pytest.raises(ValueError, match="NeuroPlastic of three passes"):
+        NeuroPlastic.__new__(NeuroPlastic).__setstate__(pickled)
+
+
+def test_state_is_laid_out_as_the_parameter_whatever_was_saved():
+    turned = NeuroPlastic([torch.nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))])
+    take_steps(turned, 0, 1)
+    straight = NeuroPlastic([torch.nn.Parameter(torch.randn(2, 3, 4, 4))])
+    straight.load_state_dict(turned.state_dict())
+    (saved,), (loaded,) = turned.state.values(), straight.state.values()
+    assert loaded["exp_avg"].is_contiguous()
+    assert torch.equal(saved["exp_avg"], loaded["exp_avg"])
+
+
+def test_a_parameter_given_twice_is_refused():
+    first, second = parameters()
+    with (
+        pytest.warns(UserWarning, match="duplicate"),
+        pytest.raises(ValueError, match="group 0 holds a parameter twice"),
+    ):
+        NeuroPlastic([first, second, first])
+
+
+@pytest.mark.parametrize("name", ["signal_weights", "alpha_range", "betas"])
+def test_lists_serve_as_tuples(name):
+    values = {"signal_weights": [0.4, 0.4, 0.2], "alpha_range": [0.2, 2.0], "betas": [0.9, 0.999]}
+    lists, tuples = NeuroPlastic(parameters(), **{name: values[name]}), NeuroPlastic(parameters())
+    for each in (lists, tuples):
+        take_steps(each, 0, 2)
+    assert all(torch.equal(p, q) for p, q in zip(*(o.param_groups[0]["params"] for o in (lists, tuples)), strict=True))
+
+
 def test_amsgrad_s_state_is_refused():
     amsgrad, optimizer = torch.optim.AdamW(parameters(), amsgrad=True), NeuroPlastic(parameters())
     take_steps(amsgrad, 0, 1)

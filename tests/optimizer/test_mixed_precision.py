@@ -210,3 +210,32 @@ def test_a_bad_tensor_is_skipped_and_the_others_step_as_if_it_had_no_gradient(ma
     assert all(torch.equal(p, q) for p, q in zip(skipping, without, strict=True))
     assert optimizers[0].state[skipping[0]]["step"] == 0
     assert optimizers[0].diagnostics()["skipped"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_the_norm_of_half_gradients_under_a_loss_scale_does_not_overflow(dtype):
+    param = torch.nn.Parameter(torch.ones(1000, dtype=dtype))
+    param.grad = (torch.full((1000,), 0.1) * 2**16).to(dtype)
+    optimizer, scaler = NeuroPlastic([param], lr=0.1, max_grad_norm=1.0), torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(1))
+    scaler.step(optimizer)
+    torch.testing.assert_close(param.float(), torch.full((1000,), 0.9), rtol=1e-3, atol=0)
+
+
+def test_the_default_dtype_of_torch_changes_nothing():
+    params = parameters((80, 60))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        optimizer = NeuroPlastic(params, state_bits=8)
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in optimizer.state[params[0]].values()} == {torch.float32, torch.int8, torch.uint8}
+
+
+def test_groups_round_with_numbers_of_their_own():
+    params = [torch.nn.Parameter(torch.ones(3000, dtype=torch.bfloat16)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    NeuroPlastic([{"params": [p]} for p in params], lr=1e-4, stochastic_rounding=True).step()
+    assert (params[0] != params[1]).any()

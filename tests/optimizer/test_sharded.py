@@ -8,6 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from hf_neuroplastic import NeuroPlastic
 
@@ -25,6 +27,23 @@ def train(model, base):
     return [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
 
 
+def compare_in_two_dimensions(rank, port):
+    """FSDP over tensor parallelism: a shard of a shard."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    for base in BASES:
+        torch.manual_seed(0)
+        whole = torch.nn.Sequential(torch.nn.Linear(6, 8, dtype=torch.float64))
+        sharded = torch.nn.Sequential(torch.nn.Linear(6, 8, dtype=torch.float64))
+        sharded.load_state_dict(whole.state_dict())
+        plan = {"0": ColwiseParallel(output_layouts=Replicate(), use_local_output=True)}
+        parallelize_module(sharded, mesh["tensor"], plan)
+        fully_shard(sharded, mesh=mesh["data"])
+        for got, want in zip(train(sharded, base), train(whole, base), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    dist.destroy_process_group()
+
+
 def compare(rank, port):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for base in BASES:
@@ -38,8 +57,9 @@ def compare(rank, port):
     dist.destroy_process_group()
 
 
-def test_a_sharded_model_trains_like_the_whole_one():
+@pytest.mark.parametrize(("comparison", "processes"), [(compare, 2), (compare_in_two_dimensions, 4)])
+def test_a_sharded_model_trains_like_the_whole_one(comparison, processes):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(compare, args=(port,), nprocs=2)
+    mp.spawn(comparison, args=(port,), nprocs=processes)

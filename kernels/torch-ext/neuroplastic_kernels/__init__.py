@@ -3,6 +3,7 @@
 from .common.philox import uniform
 from .dispatch import (
     BACKENDS,
+    FUSED_DTYPES,
     ffn_activation,
     neuron_reinit,
     plasticity_step,
@@ -18,6 +19,7 @@ from .plasticity_step.storage import is_flat, state_dtype
 
 __all__ = [
     "BACKENDS",
+    "FUSED_DTYPES",
     "SUMS",
     "Fill",
     "Hyperparameters",

@@ -131,9 +131,10 @@ def plasticity_step(
 ) -> None:
     """One NeuroPlastic step of every tensor, in place; see `plasticity_step.reference` for the arguments.
 
-    The first tensor decides the form; the other forms send tensors they cannot take to the reference.
+    The first tensor of a dtype that kernels take decides the form; every form sends tensors it cannot take to the reference.
     """
-    select("plasticity_step", backend, params if backend == "native" else params[:1])(params, grads, states, **options)
+    like = [next((param for param in params if param.dtype in FUSED_DTYPES), params[0])] if params else []
+    select("plasticity_step", backend, params if backend == "native" else like)(params, grads, states, **options)
 
 
 def ffn_activation(

@@ -74,3 +74,24 @@ def test_an_overflow_changes_nothing(eight_bit, options, fast):
     assert_same_bits(stepped, idle)
     idle.step(fast.form, idle.gradients(), found_inf=torch.zeros((), device=fast.device), **options)
     assert idle.states[0]["step"] == 2
+
+
+@pytest.mark.parametrize("pause", [2, 4, 7])
+def test_steps_without_a_gradient_in_between_lengthen_no_other(pause, fast):
+    """Sums of 0 are no history: the step after them is the base's own, not one of the highest alpha."""
+    problem, plain = (Problem(fast.device, [(300,)]) for _ in range(2))
+    moved = {True: 0.0, False: 0.0}
+    for number in range(6 * pause):
+        for each, strength in ((problem, 1.0), (plain, 0.0)):
+            before = each.params[0].clone()
+            gradients = [g * (number % pause == 0) for g in each.gradients()]
+            each.step(fast.form, gradients, strength=strength)
+            moved[each is problem] += (each.params[0] - before).norm()
+    assert moved[True] < 1.02 * moved[False]
+
+
+def test_a_finite_gradient_whose_norm_overflows_moves_nothing_under_the_paper_s_base(fast):
+    problem = Problem(fast.device, [(50,)], trace=True)
+    before = problem.params[0].clone()
+    problem.step(fast.form, [torch.full_like(before, 1e25)], base="gradient")
+    assert torch.equal(problem.params[0], before)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "trace")  # state of the parameter's shape
+ALWAYS = {"step", "exp_avg", "exp_avg_sq", "sums"}
 
 
 def check_lists(
@@ -22,6 +23,11 @@ def check_lists(
             f"the lists of tensors must be of one length, got {', '.join(str(len(each)) for each in lists)}"
         )
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        lacking = sorted(ALWAYS - state.keys())
+        if lacking:
+            raise RuntimeError(
+                f"the state of parameter {index} lacks {', '.join(lacking)}: a step cannot go on from it"
+            )
         if grad is not None and grad.layout is not torch.strided:
             raise RuntimeError(
                 f"NeuroPlastic does not take {grad.layout} gradients, got one of shape {tuple(grad.shape)}; use dense "

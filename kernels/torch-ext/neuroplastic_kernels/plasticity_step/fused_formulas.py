@@ -139,7 +139,7 @@ def modulation(sums, numel, step, rule):
     if rule.warmup is not None:
         blend *= tl.minimum((step - 1) / rule.warmup, 1.0)
     finite = _is_finite(activity) & _is_finite(gradient) & _is_finite(memory)
-    return inverse, blend, finite & ((activity > 0) | (gradient > 0) | (memory > 0))
+    return inverse, blend, finite & (activity > 0) & (gradient > 0) & (memory > 0)
 
 
 @triton.jit
@@ -166,4 +166,5 @@ def homeostasis(sums, numel, history, rule):
         if rule.homeostatic_rate is not None:
             rms = tl.sqrt_rn(factor * factor * update / numel + rule.eps)
             factor *= _clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5)
+        factor = tl.where(update == float("inf"), 0.0, factor)
     return factor

@@ -55,7 +55,7 @@ def key_of(lists: Lists, likes: Sequence[Tensor], values: Sequence[Tensor]) -> A
     params, grads, states, factors = lists
     dtype, shape, flat = attrgetter("dtype"), attrgetter("shape"), Tensor.is_contiguous
     return (
-        (len(grads), len(states), {Tensor, *map(type, grads)} - {type(None)}),
+        (len(states), [Tensor if grad is None else type(grad) for grad in grads]),
         [list(map(get, params)) for get in (Tensor.data_ptr, dtype, shape, flat)],
         [list(map(get, values)) for get in (Tensor.data_ptr, attrgetter("nbytes"))],
         [list(map(get, likes)) for get in (dtype, shape, flat, Tensor.is_neg, Tensor.get_device)],
@@ -85,7 +85,7 @@ def begin(
     except RuntimeError:  # a sparse gradient has none
         check_lists(*lists)
         raise
-    key = options, [place % VECTOR for place in places], key_of(lists, likes, values)
+    key = options, [place % VECTOR if place else VECTOR for place in places], key_of(lists, likes, values)
     held: Prepared | None = workspace.get("prepared")
     if held is None or held.key != key:
         check_lists(*lists)

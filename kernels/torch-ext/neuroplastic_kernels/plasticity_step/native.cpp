@@ -97,7 +97,7 @@ S clamp(S x, S lowest, S highest) {
   return x > highest ? highest : x;
 }
 
-// Of torch's bits.
+// As torch rounds it.
 template <class S>
 S lerp(S start, S end, S weight) {
   const S difference = end - start;
@@ -107,9 +107,7 @@ S lerp(S start, S end, S weight) {
 bool is_plastic(const Rule& rule) { return rule.strength != 0 || rule.base == PAPER; }
 
 bool has_history(const double* sums) {
-  const auto finite = [](double x) { return std::isfinite(x); };
-  const auto positive = [](double x) { return x > 0; };
-  return std::all_of(sums, sums + BASE_SQUARED, finite) && std::any_of(sums, sums + BASE_SQUARED, positive);
+  return std::all_of(sums, sums + BASE_SQUARED, [](double x) { return std::isfinite(x) && x > 0; });
 }
 
 double homeostasis(const Task& task, const Rule& rule) {
@@ -118,6 +116,7 @@ double homeostasis(const Task& task, const Rule& rule) {
     const double ratio = std::sqrt(rounded(base / update, *task.tensor));
     return task.plastic && std::isfinite(ratio) && ratio > 0 ? ratio : 1;
   }
+  if (std::isinf(update)) return 0;
   double factor = std::isinf(rule.max_update_norm) ? 1 : rule.max_update_norm / std::sqrt(update);
   factor = factor > 1 ? 1 : factor;
   if (rule.homeostatic_rate == 0) return factor;

@@ -77,7 +77,7 @@ def rule_record(hyper: Hyperparameters, factor: Tensor | None, skip_nonfinite: b
         float(hyper.lr),
         *hyper.betas,
         hyper.trace_decay,
-        hyper.signal_weights,
+        tuple(hyper.signal_weights),
         *hyper.alpha_range,
         hyper.plasticity_scale,
         hyper.strength,

@@ -14,13 +14,14 @@ Source: NeuroPlastic, arXiv 2604.26297. Per parameter tensor p of n elements wit
 A, G and R are the means of activity, |g| and |r|, and h = ||base||/||alpha*base|| is homeostasis: the step keeps the norm of
 the base's own step, plasticity only redistributes the norm among the elements. With statistics "previous" all four are
 those of this tensor's step before, which the step left in `sums`; with "exact" they are this step's own. Without a step
-before (sums of 0), or after one whose sums are not finite, alpha = h = 1: the base's own step. So alpha stays within
-[lo, hi] and h within [1/hi, 1/lo] whatever the gradients do (scale <= 1).
+before, or after one whose sums are 0 or not finite, alpha = h = 1: the base's own step. So alpha stays within [lo, hi] and h
+within [1/hi, 1/lo] whatever the gradients do (scale and strength at most 1).
 
 The base "gradient" is the paper's own step, always exact, without bias correction, activity a (m' = m, v' = v, a' = a):
 
     x^ = x/(mean(x) + eps) in place of x/A, x/G, x/R            u = alpha*g (+ decay*p, unless decoupled)
-    ||u|| is cut to max_update_norm; rms = sqrt(mean(u^2) + eps); u *= clip(1 + rate*(target_rms - rms), .5, 1.5); p <- p - lr*u
+    ||u|| is cut to max_update_norm, to 0 where the norm overflows; rms = sqrt(mean(u^2) + eps)
+    u *= clip(1 + rate*(target_rms - rms), .5, 1.5)             p <- p - lr*u
 
 Deviations from the paper: warm-up counts steps rather than epochs; the bases "adamw" and "momentum", means of the step
 before, activity "rms", conserving homeostasis, strength, decoupled decay and factors per neuron are ours. strength 0 is
@@ -104,9 +105,9 @@ def coefficient(signals: Sequence[Tensor], sums: Tensor, numel: int, step: float
 
 
 def has_history(sums: Tensor) -> Tensor:
-    """Whether the sums of the signals can be divided by: finite, and not all 0."""
+    """Whether the sums of the signals can be divided by: finite, and none 0, as after a step without a gradient."""
     means = sums[:BASE_SQUARED]
-    return means.isfinite().all() & (means > 0).any()
+    return (means.isfinite() & (means > 0)).all()
 
 
 def homeostasis(sums: Tensor, numel: int, hyper: Hyperparameters) -> Tensor:
@@ -121,7 +122,7 @@ def homeostasis(sums: Tensor, numel: int, hyper: Hyperparameters) -> Tensor:
     if hyper.homeostatic_rate:
         rms = (factor.square() * update / numel + hyper.eps).sqrt()
         factor = factor * (1 + hyper.homeostatic_rate * (hyper.target_rms - rms)).clamp(0.5, 1.5)
-    return factor
+    return torch.where(update.isinf(), 0.0, factor)
 
 
 def step_tensor(

@@ -25,7 +25,8 @@ def state_dtype(param: Tensor) -> torch.dtype:
 def is_flat(tensor: Tensor) -> bool:
     """Whether a tensor is one run of memory of this process: contiguous, no subclass such as a sharded DTensor, and its numbers
     as they lie there."""
-    return tensor.is_contiguous() and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
+    is_plain = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
+    return is_plain and tensor.is_contiguous() and (tensor.data_ptr() != 0 or tensor.numel() == 0)
 
 
 def local(tensor: Any) -> Tensor:
@@ -37,7 +38,7 @@ def sum_over_shards(sums: Tensor, whole: Any) -> Tensor:
     """`sums` of this process's shard of `whole`, added up in place over the processes that hold the other shards."""
     if hasattr(whole, "device_mesh"):
         for dim, placement in enumerate(whole.placements):
-            if placement.is_shard():
+            if not placement.is_replicate():
                 dist.all_reduce(sums, group=whole.device_mesh.get_group(dim))
     return sums
 

@@ -175,6 +175,6 @@ def table(members: Sequence[int], lists: Lists, capturing: bool) -> Table:
         buckets,
         numbers([value for row in rows for value in row], device, capturing).view(len(rows), len(Row._fields)),
         torch.repeat_interleave(counts, output_size=chunks),
-        torch.zeros(len(rows), device=device),
-        torch.empty(chunks, reference.SUMS, device=device),
+        torch.zeros(len(rows), dtype=torch.float32, device=device),
+        torch.empty(chunks, reference.SUMS, dtype=torch.float32, device=device),
     )
