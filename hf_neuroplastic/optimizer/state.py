@@ -105,5 +105,5 @@ def restored(param: Tensor, entry: dict[str, Any], group: dict[str, Any], counte
         state[name].copy_(torch.as_tensor(values[name]))
     if coded and not as_is:
         moments = {name: values.get(name, torch.zeros(())).to(param.device).expand(param.shape) for name in names}
-        eight_bit.store(state, {name: each.float() for name, each in moments.items()}, 0, param.numel())
+        eight_bit.store(state, {name: each.float() for name, each in moments.items()})
     return state

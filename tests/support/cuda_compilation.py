@@ -60,7 +60,8 @@ def step_arguments(**options: Any) -> dict[str, Any]:
     """What both kernels take, with everything that options can ask for."""
     hyper = {"lr": 0.1, "base": "adamw", "betas": (0.9, 0.999), "warmup_steps": 5, "weight_decay": 0.1, **options}
     table, floats = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-    rule = kernel_rule(Hyperparameters(**hyper), torch.device("cpu"), True, gradient_factor=floats, found_inf=floats)
+    rule = Hyperparameters(**hyper, skip_nonfinite=True)
+    rule = kernel_rule(rule, torch.device("cpu"), gradient_factor=floats, found_inf=floats)
     return {"fields": table, "gradients": table, "skips": floats, "partials": floats, "rule": rule}
 
 

@@ -83,7 +83,7 @@ def test_moments_take_a_byte_each_and_a_scale(streams):
     state = {name: torch.zeros(50, 100, dtype=CODES[name].dtype) for name in moments}
     state["scales"] = torch.zeros(streams, blocks(5000))
     assert names(state) == list(moments)
-    store(state, moments, 0, 5000)
+    store(state, moments)
     assert sum(each.nbytes for each in state.values()) / 5000 < 1.02 * streams
     for name, value in decoded(state).items():
         assert value.shape == (50, 100)

@@ -74,17 +74,15 @@ def run(command: list[str]) -> str:
 
 
 def build(source: Path) -> Path:
-    """The shared library of a C++ file, from the cache where it holds one for this file, the headers beside it, the compiler
-    and the processor.
+    """The shared library of a C++ file, from the cache where it holds one for this file, the compiler and the processor.
 
     Processes that build at the same time do the same work; each puts a whole file in place. Raises RuntimeError for a
     missing or failing compiler, and for a cache folder that cannot be written.
     """
     command = compiler()
     version = run([*command, "--version"])
-    sources = (source, *sorted(source.parent.glob("*.h")))
     described = (*command, *FLAGS, version, processor())
-    parts = (*(path.read_bytes() for path in sources), *(part.encode() for part in described))
+    parts = (source.read_bytes(), *(part.encode() for part in described))
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     library = cache_folder() / f"{source.stem}-{digest}.so"
     try:

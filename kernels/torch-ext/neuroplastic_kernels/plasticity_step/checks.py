@@ -52,14 +52,11 @@ def check_factor(param: Tensor, factor: Any, index: int) -> None:
         raise ValueError(
             f"{where} must name the dimension that counts its neurons: dim from {-param.ndim} to {param.ndim - 1}; got {dim!r}"
         )
-    wanted = f"a contiguous float32 tensor of shape {(param.shape[dim],)} on {param.device}"
-    if not isinstance(values, Tensor):
-        raise ValueError(f"values in {where} must be {wanted}; got {type(values).__name__}")
-    fits = values.shape == (param.shape[dim],) and values.dtype == torch.float32 and values.device == param.device
-    if not fits or not values.is_contiguous():
-        raise ValueError(
-            f"values in {where} must be {wanted}; got {'' if values.is_contiguous() else 'non-contiguous '}{values.dtype} of "
-            f"shape {tuple(values.shape)} on {values.device}"
-        )
+    wanted, got = f"a contiguous float32 tensor of shape {(param.shape[dim],)} on {param.device}", type(values).__name__
+    if isinstance(values, Tensor):
+        layout = "" if values.is_contiguous() else "non-contiguous "
+        got = f"{layout}{values.dtype} of shape {tuple(values.shape)} on {values.device}"
+    if got != f"torch.float32 of shape {(param.shape[dim],)} on {param.device}":
+        raise ValueError(f"values in {where} must be {wanted}; got {got}")
     if type(param) not in (Tensor, torch.nn.Parameter):
         raise ValueError(f"{where} cannot be: the parameter is a {type(param).__name__}; factors are for whole tensors")

@@ -99,21 +99,12 @@ def decoded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def store(
-    state: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
-    start: int,
-    count: int,
-    words: Sequence[Tensor] | None = None,
-) -> None:
-    """Encodes `count` elements of the moments from `start` on, a multiple of BLOCK, into an 8-bit state; nothing for others.
+def store(state: Mapping[str, Tensor], values: Mapping[str, Tensor], words: Sequence[Tensor] | None = None) -> None:
+    """Encodes the moments into an 8-bit state; nothing for others.
 
     words: random bits for each of the streams m, v, a; None for the nearest codes.
     """
-    if "scales" not in state:
-        return
-    for row, name in enumerate(names(state)):
+    for row, name in enumerate(names(state) if "scales" in state else ()):
         draw = 0.5 if words is None else (words[row] >> 8).to(torch.float32) * 2.0**-24
-        codes, scales = encode(values[name].reshape(-1)[start : start + count], draw, CODES[name])
-        state[name].view(-1)[start : start + count] = codes
-        state["scales"][row, start // BLOCK : start // BLOCK + scales.numel()] = scales
+        codes, state["scales"][row] = encode(values[name], draw, CODES[name])
+        state[name].copy_(codes)

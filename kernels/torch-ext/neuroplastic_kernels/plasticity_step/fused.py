@@ -17,9 +17,8 @@ from torch.autograd.graph import increment_version
 
 from .fused_formulas import Average, Rule
 from .fused_kernels import join_kernel, step_kernel
-from .lists import Lists, State, begin, left_out
+from .lists import Lists, State, begin, leave_others
 from .reference import Hyperparameters, NeuronFactor
-from .reference import plasticity_step as plasticity_step_reference
 from .tables import DTYPES, Table, geometry, is_taken, table
 
 
@@ -38,7 +37,7 @@ def average(keep: float) -> Average:
     return Average(float(keep), 1.0 - keep, math.log(keep) if keep else -math.inf)
 
 
-def kernel_rule(hyper: Hyperparameters, device: torch.device, skips: bool, **scalars: Tensor | None) -> Rule:
+def kernel_rule(hyper: Hyperparameters, device: torch.device, **scalars: Tensor | None) -> Rule:
     """The options as kernel arguments. scalars: gradient_factor and found_inf."""
     scalars["lr_tensor"] = hyper.lr if isinstance(hyper.lr, Tensor) and not hyper.lr.is_cpu else None
     placed = {name: None if each is None else each.to(device, torch.float32) for name, each in scalars.items()}
@@ -47,7 +46,7 @@ def kernel_rule(hyper: Hyperparameters, device: torch.device, skips: bool, **sca
         base=tl.constexpr(hyper.base),
         plastic=tl.constexpr(plastic),
         exact=tl.constexpr(plastic and (hyper.base == "gradient" or hyper.statistics == "exact")),
-        skips=tl.constexpr(skips),
+        skips=tl.constexpr(hyper.skip_nonfinite),
         lr=float(hyper.lr) if scalars["lr_tensor"] is None else 0.0,
         sign=-1.0 if hyper.maximize else 1.0,
         of_m=average(hyper.betas[0]),
@@ -94,9 +93,6 @@ def plasticity_step(
     *,
     gradient_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
-    skip_nonfinite: bool = False,
-    stochastic_rounding: bool = False,
-    seed: int = 0,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
@@ -108,31 +104,18 @@ def plasticity_step(
     take (float64, not contiguous, sharded, with a step counter on another device, with such a gradient) go to the reference.
     """
     options = Hyperparameters(**hyper)
+    skips, seed = options.skip_nonfinite, (options.seed + 2**63) % 2**64 - 2**63  # signed
     workspace = {} if workspace is None else workspace
     capturing = any(param.is_cuda for param in params) and torch.cuda.is_current_stream_capturing()
-    lists, make = Lists(params, grads, states, neuron_factors), partial(prepare, skip_nonfinite, capturing)
-    step = begin(workspace, lists, ("fused", skip_nonfinite), make, keep=not capturing)
-    signed_seed = (seed + 2**63) % 2**64 - 2**63
+    lists, make = Lists(params, grads, states, neuron_factors), partial(prepare, skips, capturing)
+    step = begin(workspace, lists, ("fused", skips), make, keep=not capturing)
     for each in step.prepared.tables:
         device = each.fields.device
-        rule = kernel_rule(options, device, skip_nonfinite, gradient_factor=gradient_factor, found_inf=found_inf)
+        rule = kernel_rule(options, device, gradient_factor=gradient_factor, found_inf=found_inf)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             gradients = each.gradients(step.addresses, capturing)
             if capturing:
                 workspace.setdefault("captured", []).append((each, gradients))  # the graph reads them again
-            launch(each, gradients, rule, signed_seed, stochastic_rounding)
+            launch(each, gradients, rule, seed, options.stochastic_rounding)
     increment_version(step.stepped)  # kernels write behind torch's back
-    theirs = left_out(step, grads)
-    if theirs is not None:
-        plasticity_step_reference(
-            params,
-            theirs,
-            states,
-            gradient_factor=gradient_factor,
-            found_inf=found_inf,
-            skip_nonfinite=skip_nonfinite,
-            stochastic_rounding=stochastic_rounding,
-            seed=seed,
-            neuron_factors=neuron_factors,
-            **hyper,
-        )
+    leave_others(step, lists, gradient_factor=gradient_factor, found_inf=found_inf, **hyper)

@@ -48,11 +48,6 @@ class Rule(NamedTuple):
 
 
 @triton.jit
-def _minimum(x, y):
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
 def _clamp(x, lower, upper):
     return tl.clamp(x, lower, upper, propagate_nan=tl.PropagateNan.ALL)
 
@@ -162,7 +157,7 @@ def homeostasis(sums, numel, history, rule):
         factor = tl.where(history & _is_finite(ratio) & (ratio > 0), ratio, 1.0)
     else:
         if rule.max_update_norm is not None:
-            factor = _minimum(rule.max_update_norm / tl.sqrt_rn(update), 1.0)
+            factor = tl.minimum(rule.max_update_norm / tl.sqrt_rn(update), 1.0, propagate_nan=tl.PropagateNan.ALL)
         if rule.homeostatic_rate is not None:
             rms = tl.sqrt_rn(factor * factor * update / numel + rule.eps)
             factor *= _clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5)

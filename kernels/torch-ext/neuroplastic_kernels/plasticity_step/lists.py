@@ -1,14 +1,18 @@
 """The lists of tensors of a step, and whether tables of their addresses that an earlier step made still serve."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from . import eight_bit, reference
 from .checks import check_lists
 from .reference import NeuronFactor
+from .storage import is_flat, state_dtype
 
 VECTOR = 16  # bytes of the widest load
 State = dict[str, Tensor]
@@ -37,6 +41,28 @@ class Step(NamedTuple):
     prepared: Prepared
     addresses: list[int]
     stepped: Sequence[Tensor]
+
+
+def is_sound(param: Tensor, grad: Tensor, state: State, skips: bool) -> bool:
+    """Whether tensors are flat, on one device, and of the dtypes and sizes that tables say."""
+    names, numel, wide = eight_bit.names(state), param.numel(), state_dtype(param)
+    numels = dict.fromkeys(names, numel) | {"sums": reference.SUMS, "step": 1, "skipped": 1}
+    numels["scales"] = len(names) * eight_bit.blocks(numel)
+    dtypes = {name: eight_bit.CODES[name].dtype for name in names if "scales" in state} | {"sums": wide}
+    dtypes |= dict.fromkeys(("step", "skipped", "scales"), torch.float32)
+    return (
+        all(is_flat(tensor) and tensor.device == param.device for tensor in (param, grad, *state.values()))
+        and all(t.numel() == numels.get(name) and t.dtype == dtypes.get(name, wide) for name, t in state.items())
+        and (not skips or "skipped" in state)
+    )
+
+
+def neuron_layout(param: Tensor, neurons: NeuronFactor | None) -> tuple[int, int, int]:
+    """Address of the factors, 0 for none; number of neurons; elements from one neuron to the next."""
+    if neurons is None:
+        return 0, 1, 1
+    stride = math.prod(param.shape[neurons.dim % param.ndim + 1 :])
+    return neurons.values.data_ptr(), max(1, neurons.values.numel()), max(1, stride)
 
 
 def factor_place(factor: NeuronFactor | None) -> Any:
@@ -99,7 +125,8 @@ def begin(
     return Step(held, addresses, stepped)
 
 
-def left_out(step: Step, grads: Sequence[Any]) -> list[Any] | None:
-    """The gradients of tensors that are in no table, None for all others; None if there are none."""
-    theirs = [grad if number in step.prepared.others else None for number, grad in enumerate(grads)]
-    return theirs if any(grad is not None for grad in theirs) else None
+def leave_others(step: Step, lists: Lists, **options: Any) -> None:
+    """Has the reference step the tensors that are in no table."""
+    theirs = [grad if number in step.prepared.others else None for number, grad in enumerate(lists.grads)]
+    if any(grad is not None for grad in theirs):
+        reference.plasticity_step(lists.params, theirs, lists.states, neuron_factors=lists.factors, **options)

@@ -39,8 +39,7 @@ struct BFloat16 {
 
 extern "C" {
 
-// Both structures are declared a second time in native.py, and so are the numbers of bases and dtypes. Every field has
-// eight bytes.
+// native.py says a second time what stands in both structures, and the numbers of bases and dtypes. Every field has eight bytes.
 
 struct Tensor {
   void* param;    // [numel] of dtype
@@ -54,8 +53,7 @@ struct Tensor {
 };
 
 struct Rule {
-  int64_t base, exact, skip_nonfinite;
-  double lr, beta1, beta2, trace_decay, weights[3], lowest, highest, scale, strength, warmup_steps;
+  double base, exact, skip_nonfinite, lr, beta1, beta2, trace_decay, weights[3], lowest, highest, scale, strength, warmup_steps;
   double max_update_norm, target_rms, homeostatic_rate, eps;  // infinite norm: no limit
   double coupled_decay, decoupled_decay;                      // at most one is not 0
   double gradient_factor;                                     // negative to ascend
@@ -233,29 +231,27 @@ void visit(Block& block, const Rule& rule, Sweep kind, S* p, const S* g) {
   chosen(block, rule, kind == APPLY, p, g, tensor.factors ? spread : ones.data());
 }
 
-// Half precision: through float32 and back.
+// P: of the parameter and the gradient; half precision goes through float32 and back.
 template <class P>
-void visit_half(Block& block, const Rule& rule, Sweep kind) {
+void visit(Block& block, const Rule& rule, Sweep kind) {
   P* param = static_cast<P*>(block.task->tensor->param) + block.begin;
   const P* grad = static_cast<const P*>(block.task->grad) + block.begin;
-  float p[BLOCK], g[BLOCK];
-  for (int64_t i = 0; i < block.size; ++i) p[i] = float(param[i]), g[i] = float(grad[i]);
-  visit<float>(block, rule, kind, p, g);
-  for (int64_t i = 0; i < block.size && kind == APPLY; ++i) param[i] = P(p[i]);
-}
-
-template <class S>
-void visit_whole(Block& block, const Rule& rule, Sweep kind) {
-  const Tensor& tensor = *block.task->tensor;
-  visit<S>(block, rule, kind, static_cast<S*>(tensor.param) + block.begin, static_cast<const S*>(block.task->grad) + block.begin);
+  if constexpr (sizeof(P) > 2) {
+    visit<P>(block, rule, kind, param, grad);
+  } else {
+    float p[BLOCK], g[BLOCK];
+    for (int64_t i = 0; i < block.size; ++i) p[i] = float(param[i]), g[i] = float(grad[i]);
+    visit<float>(block, rule, kind, p, g);
+    for (int64_t i = 0; i < block.size && kind == APPLY; ++i) param[i] = P(p[i]);
+  }
 }
 
 void visit(Block& block, const Rule& rule, Sweep kind) {
   switch (block.task->tensor->dtype) {
-    case FLOAT32: return visit_whole<float>(block, rule, kind);
-    case FLOAT64: return visit_whole<double>(block, rule, kind);
-    case BFLOAT16: return visit_half<BFloat16>(block, rule, kind);
-    case FLOAT16: return visit_half<_Float16>(block, rule, kind);
+    case FLOAT32: return visit<float>(block, rule, kind);
+    case FLOAT64: return visit<double>(block, rule, kind);
+    case BFLOAT16: return visit<BFloat16>(block, rule, kind);
+    case FLOAT16: return visit<_Float16>(block, rule, kind);
   }
 }
 

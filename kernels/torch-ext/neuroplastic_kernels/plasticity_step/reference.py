@@ -49,7 +49,11 @@ class Hyperparameters(NamedTuple):
     or "exact". trace_decay: rho. signal_weights: (wa, wg, wm). alpha_range: (lo, hi). warmup_steps: 0
     for none. max_update_norm (None for no limit), target_rms and homeostatic_rate (0 for none) act on the base "gradient".
     decoupled_weight_decay: p shrinks by lr*weight_decay first; otherwise weight_decay*p joins u (base "gradient") or g.
-    maximize: ascend.
+    maximize: ascend. skip_nonfinite: a tensor whose gradient holds inf or NaN stays as it is, with its state, and `skipped`
+    grows by one; otherwise such elements, and their moments, become non-finite for good, as AdamW's do, while the others step
+    on as the base does (of the base "gradient" the whole tensor becomes NaN, by the norm). stochastic_rounding: round bfloat16
+    parameters up or down such that the expected value is exact. seed: of the random numbers that this and 8-bit state use; a
+    tensor's number is its place in the list.
     """
 
     lr: float | Tensor
@@ -69,6 +73,9 @@ class Hyperparameters(NamedTuple):
     weight_decay: float = 0.0
     decoupled_weight_decay: bool = False
     maximize: bool = False
+    skip_nonfinite: bool = False
+    stochastic_rounding: bool = False
+    seed: int = 0
 
 
 class NeuronFactor(NamedTuple):
@@ -181,9 +188,6 @@ def plasticity_step(
     *,
     gradient_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
-    skip_nonfinite: bool = False,
-    stochastic_rounding: bool = False,
-    seed: int = 0,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
@@ -199,11 +203,6 @@ def plasticity_step(
             `sums`: [5] of that dtype, see above. `skipped`: float32 scalar, with skip_nonfinite only.
         gradient_factor: one element, what every gradient is multiplied by first: clipping, and the loss scale taken off.
         found_inf: one element; unless it is 0, nothing changes.
-        skip_nonfinite: a tensor whose gradient holds inf or NaN stays as it is, with its state, and `skipped` grows by one.
-            Otherwise such elements, and their moments, become non-finite for good, as AdamW's do; the others step on as the
-            base does. (With statistics "exact" of the base "gradient" the whole tensor becomes NaN, by the paper's norm.)
-        stochastic_rounding: round bfloat16 parameters up or down such that the expected value is exact.
-        seed: of the random numbers that this and 8-bit state use; a tensor's number is its place in the list.
         neuron_factors: per tensor the factors of its neurons, or None.
         workspace: a dict of the caller's, empty at first, in which other forms keep tables from call to call.
         **hyper: the fields of `Hyperparameters`; `lr`, `base` and `betas` have no default.
@@ -220,10 +219,10 @@ def plasticity_step(
         if grad is None:
             continue
         p, g, values = widened(param, grad, state, gradient_factor)
-        if skip_nonfinite and sum_over_shards((~g.isfinite()).any().float(), param):
+        if rule.skip_nonfinite and sum_over_shards((~g.isfinite()).any().float(), param):
             state["skipped"] += 1
             continue
         state["step"] += 1
         if param.numel():
             step_tensor(p, g, values, rule, param, None if neuron_factors is None else neuron_factors[number])
-            narrow(param, state, p, values, number, seed, stochastic_rounding)
+            narrow(param, state, p, values, number, rule.seed, rule.stochastic_rounding)

@@ -14,8 +14,6 @@ from torch import Tensor
 from ..common.philox import philox
 from . import eight_bit
 
-PIECE = 1 << 18  # elements rounded at a time; a multiple of the blocks of 8-bit state
-
 
 def state_dtype(param: Tensor) -> torch.dtype:
     """The dtype of a parameter's state and of its arithmetic."""
@@ -69,14 +67,10 @@ def narrow(
     """Puts p and the new state where they are kept, rounded."""
     rounds = stochastic_rounding and param.dtype == torch.bfloat16
     if rounds or "scales" in state:
-        p = p.contiguous()
-        for start in range(0, p.numel(), PIECE):
-            index = torch.arange(start, min(start + PIECE, p.numel()), device=p.device)
-            words = philox(seed, index, state["step"].to(p.device, torch.int64), 0, number)
-            if rounds:
-                part = p.view(-1)[start : start + PIECE]
-                part.copy_(rounded_to_bfloat16(part, words[0]))
-            eight_bit.store(state, values, start, index.numel(), words[1:])
+        index = torch.arange(p.numel(), device=p.device).view(p.shape)
+        words = philox(seed, index, state["step"].to(p.device, torch.int64), 0, number)
+        p = rounded_to_bfloat16(p.contiguous(), words[0]) if rounds else p
+        eight_bit.store(state, values, words[1:])
     if p.dtype != param.dtype:
         local(param).copy_(p)
 

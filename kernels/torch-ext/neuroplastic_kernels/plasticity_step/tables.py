@@ -4,7 +4,6 @@ A table is never written again: a step that needs another leaves those of a CUDA
 which often move, have a column of their own.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,11 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided_planes import on_device
-from . import eight_bit, reference
+from . import reference
 from .checks import MOMENTS
-from .lists import VECTOR, Lists, State
+from .lists import VECTOR, Lists, State, is_sound, neuron_layout
 from .reference import NeuronFactor
-from .storage import is_flat
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -82,20 +80,10 @@ class Bucket(NamedTuple):
 
 
 def is_taken(param: Tensor, grad: Tensor, state: State, neurons: NeuronFactor | None, skips: bool) -> bool:
-    """Whether the kernels take a tensor: flat, on one device, all of the dtypes and sizes that they read."""
-    names, numel, wide = eight_bit.names(state), param.numel(), torch.float32
-    numels = dict.fromkeys(names, numel) | {"sums": reference.SUMS, "step": 1, "skipped": 1}
-    numels["scales"] = len(names) * eight_bit.blocks(numel)
-    dtypes = {name: eight_bit.CODES[name].dtype for name in names if "scales" in state}
-    return (
-        param.dtype in DTYPES
-        and grad.dtype in DTYPES
-        and (param.is_cuda or triton.knobs.runtime.interpret)
-        and all(is_flat(tensor) and tensor.device == param.device for tensor in (param, grad, *state.values()))
-        and all(t.numel() == numels.get(name) and t.dtype == dtypes.get(name, wide) for name, t in state.items())
-        and (not skips or "skipped" in state)
-        and (neurons is None or numel < 2**30)  # neurons are found in 32 bits
-    )
+    """Whether the kernels take a tensor. Neurons are found in 32 bits."""
+    on_device = param.is_cuda or triton.knobs.runtime.interpret
+    kinds = param.dtype in DTYPES and grad.dtype in DTYPES and (neurons is None or param.numel() < 2**30)
+    return kinds and on_device and is_sound(param, grad, state, skips)
 
 
 def kind_of(param: Tensor, grad: Tensor, state: State) -> Kind:
@@ -106,10 +94,7 @@ def kind_of(param: Tensor, grad: Tensor, state: State) -> Kind:
 
 def row_of(param: Tensor, state: State, neurons: NeuronFactor | None, first: int, chunks: int, number: int) -> Row:
     addresses = {name: state[name].data_ptr() if name in state else 0 for name in STATE}
-    factors, width, stride = 0, 1, 1
-    if neurons is not None:
-        factors, width = neurons.values.data_ptr(), max(1, neurons.values.numel())
-        stride = max(1, math.prod(param.shape[neurons.dim % param.ndim + 1 :]))
+    factors, width, stride = neuron_layout(param, neurons)
     chunk = {"first": first, "chunks": chunks, "number": number}
     where = {"param": param.data_ptr(), "factors": factors, "neurons": width, "stride": stride, "numel": param.numel()}
     return Row(**where, **addresses, **chunk)
