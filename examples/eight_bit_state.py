@@ -5,11 +5,13 @@ OMP_NUM_THREADS=1 python examples/eight_bit_state.py --seeds 3
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from hf_neuroplastic.audio import demo, load_asvspoof2019, write_corpus
+from hf_neuroplastic.audio.evaluation import score, window_collator
 from hf_neuroplastic.audio.training import fine_tune
 
 
@@ -17,12 +19,14 @@ def compare(seed: int, folder: Path) -> None:
     size = demo.scale("wav2vec2", False, seed)
     corpus = write_corpus(folder / "corpus", seed=seed, utterances=size.utterances)
     demo.save_small_model("wav2vec2", folder / "model", seed)
-    train, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "eval"))
+    train, dev, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "dev", "eval"))
     for method in ("neuroplastic", "neuroplastic-8bit"):
         model = AutoModelForAudioClassification.from_pretrained(folder / "model")
         extractor = AutoFeatureExtractor.from_pretrained(folder / "model")
-        run = fine_tune(model, extractor, train, evaluation, method, size.settings)
-        print(f"seed {seed}  {method:18} EER {100 * run.eer:.1f} %  training loss {run.train_loss:.4f}")
+        recipe = replace(size.recipe, method=method)
+        model, run = fine_tune(model, extractor, train, dev, recipe)
+        scores = score(model, window_collator(extractor, recipe.seconds), evaluation)
+        print(f"seed {seed}  {method:18} EER {100 * scores.eer:.1f} %  training loss {run.train_loss:.4f}")
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
 from hf_neuroplastic.audio import LABELS, AudioCollator, load_asvspoof2019
+from hf_neuroplastic.audio.evaluation import bona_fide_scores
 from hf_neuroplastic.audio.metrics import equal_error_rate
-from hf_neuroplastic.audio.training import bona_fide_scores
 
 
 def main() -> None:

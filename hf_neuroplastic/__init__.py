@@ -1,21 +1,25 @@
 """Plasticity for fine-tuning Hugging Face models: the NeuroPlastic optimizer and DropIn neuron replacement."""
 
-from .huggingface.callback import DropInCallback
-from .huggingface.checkpoint import (
-    SideFileError,
-    last_whole_checkpoint,
-    load_side_files,
-    resume_dropin,
-    save_side_files,
-)
-from .huggingface.hub import save_for_hub
-from .huggingface.saved_keys import accept_saved_keys
-from .neurons.config import DropInConfig
-from .neurons.dropin import DropIn, unpatch
-from .neurons.operate.growth import grow
-from .neurons.operate.resize import compact, reserve
-from .neurons.schedules import Constant, Cosine, OneOff
-from .optimizer.neuroplastic import NeuroPlastic
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .huggingface.callback import DropInCallback
+    from .huggingface.checkpoint import (
+        SideFileError,
+        last_whole_checkpoint,
+        load_side_files,
+        resume_dropin,
+        save_side_files,
+    )
+    from .huggingface.hub import save_for_hub
+    from .huggingface.saved_keys import accept_saved_keys
+    from .neurons.config import DropInConfig
+    from .neurons.dropin import DropIn, unpatch
+    from .neurons.operate.growth import grow
+    from .neurons.operate.resize import compact, reserve
+    from .neurons.schedules import Constant, Cosine, OneOff
+    from .optimizer.neuroplastic import NeuroPlastic
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,3 +42,34 @@ __all__ = [
     "save_side_files",
     "unpatch",
 ]
+
+# A name is imported when it is asked for: the command line answers --help without torch.
+_HOMES = {
+    "huggingface.callback": ("DropInCallback",),
+    "huggingface.checkpoint": (
+        "SideFileError",
+        "last_whole_checkpoint",
+        "load_side_files",
+        "resume_dropin",
+        "save_side_files",
+    ),
+    "huggingface.hub": ("save_for_hub",),
+    "huggingface.saved_keys": ("accept_saved_keys",),
+    "neurons.config": ("DropInConfig",),
+    "neurons.dropin": ("DropIn", "unpatch"),
+    "neurons.operate.growth": ("grow",),
+    "neurons.operate.resize": ("compact", "reserve"),
+    "neurons.schedules": ("Constant", "Cosine", "OneOff"),
+    "optimizer.neuroplastic": ("NeuroPlastic",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -52,9 +52,9 @@ def test_continual_learning(tmp_path, monkeypatch, capsys):
 
 def test_eight_bit_state(monkeypatch, capsys):
     from hf_neuroplastic.audio.demo import Scale
-    from hf_neuroplastic.audio.training import Settings
+    from hf_neuroplastic.audio.recipe import Recipe
 
-    size = Scale({"train": 8, "dev": 4, "eval": 8}, Settings(steps=1, batch_size=2, max_seconds=0.5))
+    size = Scale({"train": 8, "dev": 4, "eval": 8}, Recipe(steps=1, batch_size=2, seconds=0.5))
     monkeypatch.setattr("hf_neuroplastic.audio.demo.scale", lambda *_: size)
     monkeypatch.setattr(sys, "argv", ["eight_bit_state.py", "--seeds", "1"])
     runpy.run_path(str(EXAMPLES / "eight_bit_state.py"), run_name="__main__")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +30,9 @@ class AudioCollator:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
         min_seconds: shorter audio is repeated to this length; the default holds a window of every common front end.
-        random_crop: crop at a random place (training) instead of the centre (evaluation). The places come from torch's
-            global generator. A resumed run crops elsewhere than it would have: Trainer prefetches a batch, and with it
-            its crops, before it saves the generator.
+        random_crop: crop at a random place (training) instead of the centre (evaluation).
+        seed, epoch: the place depends on these and on the recording alone: not on the order, on workers, or on a resumption.
+            Change `epoch` from epoch to epoch.
         padding: handed to the extractor: True pads to the longest of the batch, "max_length" to the extractor's own
             length.
 
@@ -42,6 +44,8 @@ class AudioCollator:
     random_crop: bool = False
     min_seconds: float = 0.1
     padding: bool | str = True
+    seed: int = 0
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         for name, seconds in (("max_seconds", self.max_seconds), ("min_seconds", self.min_seconds)):
@@ -62,7 +66,7 @@ class AudioCollator:
                 "set remove_unused_columns=False in TrainingArguments."
             )
         rate = self.feature_extractor.sampling_rate
-        waveforms = [self._crop(resample(*decode_row(row["audio"]), rate), rate) for row in rows]
+        waveforms = [self._crop(resample(*decode_row(row["audio"]), rate), rate, row["audio"]) for row in rows]
         batch = dict(
             self.feature_extractor(
                 waveforms, sampling_rate=rate, padding=self.padding, return_attention_mask=True, return_tensors="pt"
@@ -75,7 +79,7 @@ class AudioCollator:
             batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.long)
         return batch
 
-    def _crop(self, samples: Waveform, rate: int) -> Waveform:
+    def _crop(self, samples: Waveform, rate: int, audio: Any) -> Waveform:
         shortest = max(1, round(self.min_seconds * rate))
         if samples.shape[0] < shortest:
             return np.resize(samples, shortest)
@@ -85,5 +89,11 @@ class AudioCollator:
         spare = samples.shape[0] - length
         if spare <= 0:
             return samples
-        start = int(torch.randint(spare + 1, ())) if self.random_crop else spare // 2
+        start = int(self._rng(samples, audio).integers(spare + 1)) if self.random_crop else spare // 2
         return samples[start : start + length]
+
+    def _rng(self, samples: Waveform, audio: Any) -> np.random.Generator:
+        """The random numbers of one recording in one epoch."""
+        path = audio if isinstance(audio, str) else audio.get("path")
+        recording = zlib.crc32(samples.tobytes() if path is None else os.fsencode(path))
+        return np.random.default_rng((self.seed, self.epoch, recording))

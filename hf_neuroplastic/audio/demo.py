@@ -12,7 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,12 @@ from transformers import (
 )
 
 from ..neurons.config import DropInConfig
-from . import LABELS, load_asvspoof2019, write_corpus
+from . import load_asvspoof2019, write_corpus
+from .detector import label_settings
+from .evaluation import score, window_collator
 from .figures import draw_runs
-from .training import Run, Settings, fine_tune
+from .recipe import Recipe
+from .training import Run, fine_tune
 
 METHODS = ("adamw", "neuroplastic", "neuroplastic+dropin")
 MODELS = ("wav2vec2", "ast")
@@ -47,30 +50,22 @@ class Scale:
     """How large the demonstration is."""
 
     utterances: dict[str, int]
-    settings: Settings
+    recipe: Recipe
 
 
 def scale(model: str, quick: bool, seed: int) -> Scale:
     """The sizes that keep the demonstration under 4 minutes on two cores, or under one minute if `quick`."""
-    settings = Settings(
+    recipe = Recipe(
         steps=80 if quick else 200,
         batch_size=16,
         learning_rate={"wav2vec2": 2e-3, "ast": 1.5e-3}[model],
-        max_seconds=1.2,
+        seconds=1.2,
+        eval_every=20 if quick else 40,
         seed=seed,
         dropin=DropInConfig(interval=10, start=20, maturity=20, threshold=0.3, max_fraction=0.02, statistics_decay=0.9),
     )
     utterances = {"train": 320, "dev": 16, "eval": 120} if quick else {"train": 480, "dev": 80, "eval": 240}
-    return Scale(utterances, settings)
-
-
-def label_settings() -> dict[str, Any]:
-    """What a classifier of bona fide and spoofed speech has in its configuration."""
-    return {
-        "num_labels": len(LABELS),
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {n: i for i, n in enumerate(LABELS)},
-    }
+    return Scale(utterances, recipe)
 
 
 def save_small_model(kind: str, folder: Path, seed: int) -> None:
@@ -188,8 +183,7 @@ def write_results(path: Path, runs: Sequence[Run], config: dict[str, Any]) -> No
 
 
 def _plain(size: Scale) -> dict[str, Any]:
-    settings = asdict(size.settings)
-    return {"utterances": size.utterances, "settings": {**settings, "dropin": size.settings.dropin.to_dict()}}
+    return {"utterances": size.utterances, "recipe": size.recipe.to_dict()}
 
 
 def _run_all(folder: Path, kind: str, size: Scale, seed: int, report: Report | None) -> list[Run]:
@@ -197,14 +191,17 @@ def _run_all(folder: Path, kind: str, size: Scale, seed: int, report: Report | N
         return None if report is None else lambda done, total: report(name, done, total)
 
     write_corpus(folder / CORPUS, seed=seed, utterances=size.utterances, progress=stage("writing the corpus"))
-    train, evaluation = (load_asvspoof2019(folder / CORPUS, "LA", split) for split in ("train", "eval"))
+    train, dev, evaluation = (load_asvspoof2019(folder / CORPUS, "LA", split) for split in ("train", "dev", "eval"))
     start = folder / "start"
     save_small_model(kind, start, seed)
     runs = []
     for method in METHODS:
         model = AutoModelForAudioClassification.from_pretrained(start)
         extractor = AutoFeatureExtractor.from_pretrained(start)
-        runs.append(fine_tune(model, extractor, train, evaluation, method, size.settings, progress=stage(method)))
+        recipe = replace(size.recipe, method=method)
+        model, run = fine_tune(model, extractor, train, dev, recipe, progress=stage(method))
+        scores = score(model, window_collator(extractor, recipe.seconds), evaluation)
+        runs.append(replace(run, evaluation=scores))
     model.save_pretrained(folder / MODEL)
     extractor.save_pretrained(folder / MODEL)
     _check_stock_loading(model, folder / MODEL)

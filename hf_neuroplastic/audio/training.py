@@ -1,14 +1,12 @@
-"""Fine-tuning an audio classifier to tell bona fide from spoofed speech: what the command line runs.
-
-A method is a name: "adamw" (torch's), "neuroplastic" (the NeuroPlastic optimizer), each alone or with "+dropin"; or
-"neuroplastic-8bit".
-"""
+"""Fine-tuning an audio classifier to tell bona fide from spoofed speech, by a recipe: what the command line runs."""
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -30,204 +29,333 @@ from transformers import (
 
 from ..huggingface.callback import DropInCallback
 from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
-from ..neurons.config import DropInConfig
 from ..neurons.dropin import DropIn
-from ..neurons.sites import find_sites
 from ..optimizer.neuroplastic import NeuroPlastic
-from . import LABELS, AudioCollator
+from .corpora.rows import LABELS
+from .evaluation import Scores, bona_fide_scores, window_collator
 from .metrics import equal_error_rate
+from .recipe import METHODS, Recipe
+from .selection import KeepBest, mean_of, put
+from .trainable import freeze, merged, with_lora
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "neuroplastic": NeuroPlastic,
     "neuroplastic-8bit": partial(NeuroPlastic, state_bits=8),  # state that cannot be reset neuron by neuron: no DropIn
 }
-METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
-WATCH_ONLY = DropInConfig(max_fraction=0.0, stop=None)
-
-Progress = Callable[[int, int], object]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One fine-tuning run. `steps` are optimizer steps, `max_seconds` crops longer audio, `workers` load it."""
-
-    steps: int = 1000
-    batch_size: int = 8
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    max_seconds: float | None = 4.0
-    seed: int = 0
-    workers: int = 0
-    dropin: DropInConfig = field(default_factory=DropInConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate <= 1:  # AdamW moves every weight by about this much per step
-            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate}")
+assert {method.partition("+")[0] for method in METHODS} == set(OPTIMIZERS)
+Log = Callable[[dict[str, float]], object]
 
 
 @dataclass(frozen=True)
 class Run:
-    """The outcome of one method: the EER on the evaluation data, and what happened to the neurons on the way.
+    """The outcome of one run.
 
-    scores, labels: [n] per evaluation trial, the higher the score the more bona fide. health: one row per logged step,
-    with the keys of DropIn.report and "step".
+    dev_eer: of the weights that were kept, chosen on dev; best_step: where they come from, None for the mean of the best ones
+    (then `averaged` counts them). history: training loss, learning rate and dev EER by step. health: a row per logged step:
+    the keys of DropIn.report and "step"; empty without DropIn. counts: training utterances (bona fide, spoofed), as drawn in an
+    epoch. class_weights: of the loss, (bona fide, spoof). evaluation: scores of unseen data, if there were any.
     """
 
     name: str
-    eer: float
     seconds: float
-    neurons_replaced: int
+    steps: int
     train_loss: float
-    scores: np.ndarray
-    labels: np.ndarray
-    health: list[dict[str, float]]
+    neurons_replaced: int
+    dev_eer: float | None
+    best_step: int | None
+    averaged: int
+    counts: tuple[int, ...]
+    class_weights: tuple[float, float]
+    interrupted: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    health: list[dict[str, float]] = field(default_factory=list)
+    evaluation: Scores | None = None
+
+    @property
+    def eer(self) -> float | None:
+        """The EER of the evaluation, 0 to 1."""
+        return None if self.evaluation is None else self.evaluation.eer
 
     def summary(self) -> dict[str, Any]:
         """What results.json holds of a run."""
-        return {
-            "name": self.name,
-            "eer": self.eer,
-            "seconds": round(self.seconds, 2),
-            "neurons_replaced": self.neurons_replaced,
-            "train_loss": self.train_loss,
-            "trials": len(self.scores),
-            "health": self.health,
-        }
+        left_out = ("evaluation", "seconds")
+        known = {name: value for name, value in self.__dict__.items() if name not in left_out}
+        trials = None if self.evaluation is None else len(self.evaluation.labels)
+        return {**known, "seconds": round(self.seconds, 2), "eer": self.eer, "trials": trials}
 
 
 def fine_tune(
-    model: nn.Module,
+    model: Any,
     feature_extractor: Any,
     train: Dataset,
-    evaluation: Dataset,
-    method: str,
-    settings: Settings,
+    dev: Dataset | None,
+    recipe: Recipe,
     *,
     output: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
-) -> Run:
-    """Trains `model` in place by `method` through transformers.Trainer and evaluates it.
+    log: Log | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Any, Run]:
+    """The model trained through transformers.Trainer, with the weights that did best on dev, and what happened.
 
-    Without DropIn in the method, neurons are watched all the same where the model has sites, so that the methods' neurons
-    can be compared.
+    SIGINT and SIGTERM end training after the step under way, with a checkpoint, and the run says `interrupted`.
 
     Args:
-        train, evaluation: rows with `audio` and `label` (see hf_neuroplastic.audio).
-        output: folder for Trainer's checkpoints, five in a run, of which the last two are kept; None keeps none.
+        model: changed in place, but for low-rank adapters, which give another object.
+        train, dev: rows with `audio` and `label` (see hf_neuroplastic.audio). Without dev the last weights are kept.
+        output: folder of Trainer's checkpoints, of which the last two are kept, and of the best weights; None keeps none.
         resume: go on from the last whole checkpoint in `output`. `model` may be the one the run started with, or loaded from
             that checkpoint.
-        progress: called as progress(step, steps).
+        log: called with what Trainer logs, as it comes. progress: called as progress(step, steps).
 
     Raises:
-        ValueError: an unknown method, data without one of the classes, or no layer that DropIn knows.
+        ValueError: data without one of the classes, or no layer that DropIn knows.
         FileNotFoundError: nothing to resume from.
     """
-    _check(method, {"training": train, "evaluation": evaluation})
+    for name, rows in {"train": train, **({} if dev is None else {"dev": dev})}.items():
+        require_both_classes(name, rows)
     checkpoint = last_whole_checkpoint(output) if resume and output else None
     if resume and checkpoint is None:
         raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
-    set_seed(settings.seed)
-    dropin = _dropin_of(model, method, settings, checkpoint)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = _training_arguments(settings, output or Path(scratch), save=output is not None)
-        trainer = _trainer_of(model, arguments, method, settings, dropin, progress)
-        trainer.train_dataset = train
-        trainer.data_collator = AudioCollator(feature_extractor, settings.max_seconds, random_crop=True)
+    set_seed(recipe.seed)
+    train = balanced(train, recipe.seed) if recipe.balanced else train
+    counts = tuple(np.bincount(train["label"], minlength=2).tolist())
+    weights = class_weights(recipe.class_weights, counts)
+    freeze(model, "nothing" if recipe.lora else recipe.freeze)
+    model = with_lora(model, recipe.lora) if recipe.lora else model
+    dropin = dropin_of(model, recipe, checkpoint)
+    with tempfile.TemporaryDirectory() as scratch, signals() as stop:
+        folder = output or Path(scratch)
+        keep = KeepBest(folder / "best", recipe.average, recipe.patience)
+        callbacks: list[TrainerCallback] = [] if dropin is None else [DropInCallback(dropin)]
+        callbacks += [] if dev is None else [keep]
+        collator = window_collator(feature_extractor, recipe.seconds, seed=recipe.seed)
+        callbacks += [Watch(collator, stop, log, progress)]
+        arguments = training_arguments(recipe, folder, save=output is not None, evaluates=dev is not None)
+        trainer = DetectorTrainer(
+            model,
+            arguments,
+            data_collator=collator,
+            train_dataset=train,
+            eval_dataset=dev,
+            callbacks=callbacks,
+            optimizers=(optimizer_of(model, recipe), None),
+            compute_loss_func=partial(weighted_loss, torch.tensor(weights)),
+            compute_metrics=eer_of,
+        )
+        trainer.scoring_collator = window_collator(feature_extractor, recipe.seconds)
+        trainer.remove_callback(PrinterCallback)
+        if dropin is not None:
+            callbacks[0].attach(trainer)  # type: ignore[attr-defined]
         start = time.perf_counter()
-        loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+        done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - start
-        trainer.data_collator = AudioCollator(feature_extractor, settings.max_seconds)
-        prediction = trainer.predict(evaluation)  # type: ignore[arg-type]
-    replaced = 0
-    if dropin:
-        dropin.unpatch()
-        replaced = sum(int(count) for count in dropin.replaced)
-    scores, labels = bona_fide_scores(prediction.predictions), np.asarray(prediction.label_ids)
-    health = [entry for entry in trainer.state.log_history if "neuro/dead_fraction" in entry]
-    return Run(method, equal_error_rate(scores, labels)[0], seconds, replaced, loss, scores, labels, health)
+        replaced = 0
+        if dropin:
+            dropin.unpatch()
+            replaced = sum(int(count) for count in dropin.replaced)
+        dev_eer, best_step, averaged = (None, None, 1) if dev is None else take_best(trainer, model, dev, keep)
+    logged = trainer.state.log_history
+    return merged(model), Run(
+        recipe.method,
+        seconds,
+        trainer.state.global_step,
+        done.training_loss,
+        replaced,
+        dev_eer,
+        best_step,
+        averaged,
+        counts,
+        weights,
+        bool(stop),
+        [entry for entry in logged if "loss" in entry or "eval_eer" in entry],
+        [entry for entry in logged if "neuro/dead_fraction" in entry],
+    )
 
 
-def _check(method: str, data: dict[str, Dataset]) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    for name, rows in data.items():
-        if len(classes := set(rows["label"])) < len(LABELS):
-            raise ValueError(
-                f"the {name} data hold only {[LABELS[label] for label in classes]}; both of {LABELS} are needed"
-            )
+def require_both_classes(name: str, rows: Dataset) -> None:
+    """Raises ValueError where the rows of a split are of one class only."""
+    if len(classes := set(rows["label"])) < len(LABELS):
+        held = [LABELS[label] for label in classes]
+        raise ValueError(f"the {name} data hold only {held}; both of {LABELS} are needed")
 
 
-def _dropin_of(model: nn.Module, method: str, settings: Settings, checkpoint: Path | None) -> DropIn | None:
-    """A DropIn that does what the method says, or only watches; None where there is nothing to watch."""
-    named = method.endswith("+dropin")
-    config = settings.dropin if named else WATCH_ONLY
-    if not named and not find_sites(model):
+def balanced(rows: Dataset, seed: int) -> Dataset:
+    """The rows, those of the smaller class repeated until both classes are of one size."""
+    labels = np.asarray(rows["label"])
+    classes = [np.flatnonzero(labels == label) for label in range(len(LABELS))]
+    largest, rng = max(map(len, classes)), np.random.default_rng(seed)
+    drawn = [(np.tile(each, largest // len(each)), rng.permutation(each)[: largest % len(each)]) for each in classes]
+    return rows.select(np.concatenate([part for parts in drawn for part in parts]))
+
+
+def class_weights(rule: str, counts: Sequence[int]) -> tuple[float, float]:
+    """Weights of the loss, (bona fide, spoof), 1 on average over the training data."""
+    if rule == "auto":
+        first, second = (1 / count for count in counts)
+    elif rule == "none":
+        first = second = 1.0
+    else:
+        first, second = map(float, rule.split(","))
+    mean = (first * counts[0] + second * counts[1]) / sum(counts)
+    return first / mean, second / mean
+
+
+def weighted_loss(weights: Tensor, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Cross entropy, weighted by class, over all batches of a step."""
+    logits = outputs["logits"].float()
+    loss = nn.functional.cross_entropy(logits, labels, weight=weights.to(logits.device), reduction="sum")
+    return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def eer_of(prediction: EvalPrediction) -> dict[str, float]:
+    scores = bona_fide_scores(prediction.predictions)
+    return {"eer": equal_error_rate(scores, prediction.label_ids)[0]}
+
+
+def dropin_of(model: nn.Module, recipe: Recipe, checkpoint: Path | None) -> DropIn | None:
+    if not recipe.method.endswith("+dropin"):
         return None
     if checkpoint is not None:
-        return resume_dropin(model, checkpoint, config, total_steps="trainer")
-    return DropIn(model, config, total_steps="trainer")
+        return resume_dropin(model, checkpoint, recipe.dropin, total_steps="trainer")
+    return DropIn(model, recipe.dropin, total_steps="trainer")
 
 
-def _trainer_of(
-    model: nn.Module,
-    arguments: TrainingArguments,
-    method: str,
-    settings: Settings,
-    dropin: DropIn | None,
-    progress: Progress | None,
-) -> Trainer:
-    optimizer = OPTIMIZERS[method.partition("+")[0]](
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    callbacks: list[TrainerCallback] = [] if progress is None else [_ReportProgress(progress)]
-    if dropin is not None:
-        callbacks.insert(0, DropInCallback(dropin))
-    trainer = Trainer(model, arguments, optimizers=(optimizer, None), callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        if isinstance(callback, DropInCallback):
-            callback.attach(trainer)
-    return trainer
+def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    make = OPTIMIZERS[recipe.method.partition("+")[0]]
+    return make(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def bona_fide_scores(logits: Any) -> np.ndarray:
-    """[n] from logits [n, 2] in label order (bonafide, spoof): the log-odds of bona fide."""
-    return logits[:, 0] - logits[:, 1]
+def take_best(trainer: Trainer, model: nn.Module, dev: Dataset, keep: KeepBest) -> tuple[float, int | None, int]:
+    """Puts the best weights of the run into the model: dev EER, step or None for a mean, how many were averaged."""
+    if not keep.entries:  # ended before the first measurement
+        eer = trainer.evaluate()["eval_eer"]
+        return eer, trainer.state.global_step, 1
+    best, step = keep.entries[0]
+    files = [keep.file(step) for _, step in keep.entries]
+    if len(files) > 1:
+        put(model, mean_of(files))
+        averaged = (trainer.predict(dev).metrics or {})["test_eer"]  # type: ignore[arg-type]
+        if averaged < best:
+            return averaged, None, len(files)
+    put(model, mean_of(files[:1]))
+    return best, step, 1
 
 
-def _training_arguments(settings: Settings, folder: Path, *, save: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, folder: Path, *, save: bool, evaluates: bool) -> TrainingArguments:
+    # transformers 5.23 has a new name for it
+    renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    extra: dict[str, Any] = {checkpointing: True} if recipe.gradient_checkpointing else {}
     return TrainingArguments(
         str(folder),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=2 * settings.batch_size,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=2 * recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_share * settings.steps),
-        logging_steps=max(1, settings.steps // 20),
+        warmup_steps=round(recipe.warmup_share * recipe.steps),
+        logging_steps=max(1, recipe.steps // 20),
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=recipe.measured_every,
         save_strategy="steps" if save else "no",
-        save_steps=-(-settings.steps // 5),
+        save_steps=recipe.measured_every,
         save_total_limit=2,
-        seed=settings.seed,
+        seed=recipe.seed,
         remove_unused_columns=False,  # the collator reads the column `audio`
-        dataloader_num_workers=settings.workers,
+        label_names=["labels"],
+        dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        report_to=[],
+        report_to=[name.strip() for name in recipe.report_to.split(",") if name.strip()],
         log_level="error",
+        **extra,
     )
 
 
-class _ReportProgress(TrainerCallback):
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+class DetectorTrainer(Trainer):
+    """Trainer whose evaluation collates otherwise than training: the same windows every time, no augmentation."""
+
+    scoring_collator: Any
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        with self._scoring():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        with self._scoring():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        training, self.data_collator = self.data_collator, self.scoring_collator
+        try:
+            yield
+        finally:
+            self.data_collator = training
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Logits alone, whatever else the model's configuration has it put out."""
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, outputs[0] if isinstance(outputs, tuple) else outputs, labels
+
+
+class Watch(TrainerCallback):
+    """Tells the collator the epoch, reports steps and logs, and ends training with a checkpoint once a signal came.
+
+    stop: the signals that came.
+    """
+
+    def __init__(
+        self, collator: Any, stop: list[int], log: Log | None, progress: Callable[[int, int], object] | None
+    ) -> None:
+        self.collator, self.stop, self.log, self.progress = collator, stop, log, progress
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.collator.epoch = int(state.epoch or 0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._progress(state.global_step, state.max_steps)
+        if self.progress is not None:
+            self.progress(state.global_step, state.max_steps)
+        if self.stop:
+            control.should_save = args.save_strategy != "no"
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.log is not None and state.is_world_process_zero and logs:
+            self.log({"step": state.global_step, "steps": state.max_steps, **logs})
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The list that SIGINT and SIGTERM are put into, the first of each; a second one ends the process as ever."""
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[Any, Any] = {}
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, note)
+    except ValueError:  # not the main thread, which alone may say what happens on signals
+        pass
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

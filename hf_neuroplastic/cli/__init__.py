@@ -1,19 +1,30 @@
-"""The command line, a file for each command: hf-neuroplastic demo | train | inspect."""
+"""The command line, a file for each command: hf-neuroplastic demo | train | evaluate | predict | inspect."""
 
-import transformers
+from typing import Annotated
+
 import typer
 
-from . import demo, inspect, train
+from . import demo, evaluate, inspect, predict, train
 
 app = typer.Typer(
     help="Plasticity for fine-tuning Hugging Face audio models.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (demo.demo, train.train, inspect.inspect):
+for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, inspect.inspect):
     app.command()(command)
 
 
+def tell_version(asked: bool) -> None:
+    if asked:
+        from hf_neuroplastic import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _quiet() -> None:
-    """Keeps the libraries' own progress bars and advice off the screen."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Plasticity for fine-tuning Hugging Face audio models."""

@@ -1,46 +1,78 @@
-"""What the commands share: the screen, progress bars, errors in one line, the table of runs."""
+"""What the commands share: the screen, progress, a log file, errors in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from safetensors import SafetensorError
-
-from ..audio.training import Run
 
 console = Console()
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "learning_rate": "rate {:.2e}",
+    "eval_eer": "dev EER {:.2%}",
+    "grad_norm": "gradient {:.3g}",
+}
+PATIENCE = 15  # seconds between plain lines, where there is no terminal
 
 
-def print_runs(runs: list[Run]) -> None:
-    table = Table(title="fine-tuned")
-    for heading in ("method", "EER (%)", "training time (s)", "neurons replaced"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for run in runs:
-        table.add_row(run.name, f"{100 * run.eer:.1f}", f"{run.seconds:.1f}", str(run.neurons_replaced))
-    console.print(table)
+class Report:
+    """Progress of stages: bars on a terminal, a plain line now and then elsewhere; what is said goes to the log file too."""
+
+    def __init__(self, progress: Progress | None, log_file: Path | None) -> None:
+        self.progress, self.log_file = progress, log_file
+        self.tasks: dict[str, Any] = {}
+        self.told: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.progress.add_task(stage, total=total)
+            self.progress.update(self.tasks[stage], completed=done)
+        elif done == total or time.monotonic() - self.told.setdefault(stage, 0.0) > PATIENCE:
+            self.told[stage] = time.monotonic()
+            print(f"{stage}: {done} of {total}", flush=True)
+
+    def say(self, line: str) -> None:
+        console.print(escape(line))
+        if self.log_file is not None:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def log(self, entry: dict[str, float]) -> None:
+        """What Trainer logs, as one line; neuron figures stay with the integrations."""
+        told = [form.format(entry[name]) for name, form in SHOWN.items() if name in entry]
+        if told:
+            self.say(f"step {entry['step']:.0f} of {entry['steps']:.0f}: {', '.join(told)}")
 
 
 @contextlib.contextmanager
-def bars() -> Iterator[Any]:
-    """report(stage, done, total): a progress bar per stage."""
+def bars(log_file: Path | None = None) -> Iterator[Report]:
+    """Progress of stages: report(stage, done, total)."""
+    if not console.is_terminal:
+        yield Report(None, log_file)
+        return
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console) as progress:
+        yield Report(progress, log_file)
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
 
-        yield report
+def quiet() -> None:
+    """Keeps the libraries' own progress bars off the screen; their warnings stay."""
+    import datasets
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    if not console.is_terminal:
+        datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager
@@ -48,11 +80,21 @@ def one_line_errors() -> Iterator[None]:
     """What the user can put right is said in one line, with exit code 2; anything else is a bug and shows its traceback."""
     try:
         yield
-    except (ValueError, OSError, ImportError, TypeError, SafetensorError) as error:
-        if os.environ.get("HF_NEUROPLASTIC_DEBUG"):
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        raise typer.Exit(141) from None
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        _tell(error)
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # named, not imported: --help needs no model library
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        Console(stderr=True).print(
-            f"[red]error:[/] {escape(' '.join(lines)) or type(error).__name__}", soft_wrap=True, markup=True
-        )
-        raise typer.Exit(2) from None
+        _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    if os.environ.get("HF_NEUROPLASTIC_DEBUG"):
+        raise error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    Console(stderr=True).print(
+        f"[red]error:[/] {escape(' '.join(lines)) or type(error).__name__}", soft_wrap=True, markup=True
+    )
+    raise typer.Exit(2) from None

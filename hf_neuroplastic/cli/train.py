@@ -2,116 +2,158 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-from ..audio import keep_readable, load_asvspoof2019, load_folder
-from ..audio.demo import RESULTS, label_settings, write_results
-from ..audio.figures import draw_runs
-from ..audio.training import METHODS, Settings, fine_tune
-from ..huggingface.hub import save_for_hub
-from ..neurons.config import DropInConfig
-from .console import bars, console, one_line_errors, print_runs
+from .console import bars, console, one_line_errors, quiet
 
-CURVES = "results.png"
-Format = enum.Enum("Format", {"asvspoof2019": "asvspoof2019", "folder": "folder"})  # type: ignore[misc]
-Access = enum.Enum("Access", {"LA": "LA", "PA": "PA"})  # type: ignore[misc]
-OnError = enum.Enum("OnError", {"raise": "raise", "skip": "skip"})  # type: ignore[misc]
-Method = enum.Enum("Method", {name: name for name in METHODS})  # type: ignore[misc]
+CURVES, RECIPE, LOG = "results.png", "recipe.yaml", "train.log"
+NOT_OF_A_RECIPE = ("model", "data", "format", "access", "on_error")
+MAY_DIFFER = ("workers", "report_to", "on_error")  # between a run and its resumption
 
 
 def train(
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pretrained audio model.")],
-    data: Annotated[Path, typer.Option(help="Folder of the corpus.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; new or empty.")],
-    format: Annotated[Format, typer.Option(help="Layout of the corpus.")] = Format.asvspoof2019,  # type: ignore[attr-defined]
-    access: Annotated[Access, typer.Option(help="Part of ASVspoof 2019.")] = Access.LA,  # type: ignore[attr-defined]
-    method: Annotated[Method, typer.Option(help="Optimizer, alone or with DropIn.")] = Method["neuroplastic+dropin"],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Per device.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer audio is cropped to this.")] = 4.0,
-    on_error: Annotated[OnError, typer.Option(help="Corrupt or empty audio files: refuse, or leave out.")] = OnError[
-        "raise"
-    ],
-    freeze_feature_encoder: Annotated[bool, typer.Option(help="Keep the convolutional front end as it is.")] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that check and load audio; 0 for this one.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of these settings, such as a run's recipe.yaml.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder of a pretrained audio model.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the corpus.")] = None,
+    format: Annotated[str | None, typer.Option(help="Layout of the corpus: asvspoof2019 (default) or folder.")] = None,
+    access: Annotated[str | None, typer.Option(help="Part of ASVspoof 2019: LA (default) or PA.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="adamw or neuroplastic, alone or with +dropin (default neuroplastic+dropin); neuroplastic-8bit."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps (default 1000).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Per process (default 8).")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches per step (default 1).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate (default 5e-5).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Default 0.01.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Window of audio (default 4.0375, 64,600 samples); shorter audio is repeated.")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="Of the loss: auto (default), none, or bonafide,spoof such as 0.9,0.1.")
+    ] = None,
+    balanced: Annotated[bool | None, typer.Option(help="Draw both classes alike.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between dev EERs (default a tenth of the steps).")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many dev EERs without a better one.")] = None,
+    average: Annotated[int | None, typer.Option(help="Also try the mean of so many best checkpoints.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default), bf16 or fp16.")] = None,
+    gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, more time.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option(help="nothing, features (default), all but the head, first:K or last:K layers train.")
+    ] = None,
+    lora: Annotated[int | None, typer.Option(help="Rank of low-rank adapters (PEFT), merged at the end.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that check and load audio (default 0).")] = None,
+    report_to: Annotated[str | None, typer.Option(help="Trainer's integrations, such as tensorboard,trackio.")] = None,
+    on_error: Annotated[str | None, typer.Option(help="Corrupt or empty audio files: raise (default) or skip.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint in the output.")
     ] = False,
 ) -> None:
-    """Fine-tune MODEL on your own data (splits train and eval) and report the equal error rate."""
-    with one_line_errors(), bars() as report:
-        if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(
-                f"{output} is not empty; choose another --output, or --resume an interrupted training"
-            )
-        event_interval = max(1, min(100, steps // 20))
-        settings = Settings(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_seconds=max_seconds,
-            seed=seed,
-            workers=workers,
-            dropin=DropInConfig(interval=event_interval, maturity=event_interval),
-        )
-        train_data, evaluation = (
-            keep_readable(
-                _load_data(data, format.value, access.value, split), on_error=on_error.value, num_proc=workers or None
-            )
-            for split in ("train", "eval")
-        )
-        network, extractor = _load_model(model, freeze_feature_encoder)
-        run = fine_tune(
+    """Fine-tune MODEL on your own data, choose the weights on its dev split, and report the equal error rates."""
+    given = {name: value for name, value in locals().items() if name not in ("output", "config", "resume")}
+    with one_line_errors():
+        _train(output, config, {name: value for name, value in given.items() if value is not None}, resume)
+
+
+def _train(output: Path, config: Path | None, given: dict[str, Any], resume: bool) -> None:
+    from ..audio.recipe import read_yaml, recipe_of, write_yaml
+
+    settings = {"format": "asvspoof2019", "access": "LA", "on_error": "raise"}
+    settings |= read_yaml(config) if config else {}
+    settings |= given
+    missing = [f"--{name}" for name in ("model", "data") if name not in settings]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, on the command line or in --config")
+    recipe = recipe_of({name: value for name, value in settings.items() if name not in NOT_OF_A_RECIPE})
+    described = {name: str(settings[name]) for name in NOT_OF_A_RECIPE} | recipe.to_dict()
+    if resume:
+        _compare(output, described)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is not empty; choose another --output, or --resume an interrupted training")
+
+    from dataclasses import replace
+
+    from ..audio.demo import RESULTS, write_results
+    from ..audio.detector import load_detector
+    from ..audio.detector_file import DetectorFile, log_prior_odds, write_detector
+    from ..audio.evaluation import score, window_collator
+    from ..audio.figures import draw_runs
+    from ..audio.training import fine_tune, require_both_classes
+    from .corpus import load_splits
+    from .tables import print_runs
+
+    quiet()
+    network, extractor = load_detector(str(settings["model"]))
+    splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers)
+    for name, rows in splits.items():
+        require_both_classes(name, rows)
+    output.mkdir(parents=True, exist_ok=True)
+    write_yaml(output / RECIPE, described)
+    with bars(output / LOG) as report:
+        network, run = fine_tune(
             network,
             extractor,
-            train_data,
-            evaluation,
-            method.value,
-            settings,
+            splits["train"],
+            splits.get("dev"),
+            recipe,
             output=output,
             resume=resume,
-            progress=lambda done, total: report(method.value, done, total),
+            log=report.log,
+            progress=lambda done, total: report(recipe.method, done, total),
         )
-        _save_model(network, extractor, output / "model", base=model, method=method.value)
-        draw_runs([run], output / CURVES)
-        config = {
-            "model": model,
-            "data": str(data),
-            "format": format.value,
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "max_seconds": max_seconds,
-            "seed": seed,
-            "dropin": settings.dropin.to_dict(),
-        }
-        write_results(output / RESULTS, [run], config)
+        if run.interrupted:
+            report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
+            raise typer.Exit(130)
+        if "eval" in splits:
+            collator = window_collator(extractor, recipe.seconds)
+            scores = score(
+                network,
+                collator,
+                splits["eval"],
+                batch_size=2 * recipe.batch_size,
+                workers=recipe.workers,
+                progress=lambda done, total: report("evaluation", done, total),
+            )
+            run = replace(run, evaluation=scores)
+        folder = output / "model"
+        _save_model(network, extractor, folder, base=str(settings["model"]), method=recipe.method)
+        write_detector(folder, DetectorFile(recipe.seconds, log_prior_odds(run.counts, run.class_weights)))
+        write_results(output / RESULTS, [run], described)
+        if run.evaluation is not None:
+            draw_runs([run], output / CURVES)
     print_runs([run])
-    console.print(f"[dim]{RESULTS}, {CURVES} and the fine-tuned model are in[/] {escape(str(output))}")
+    console.print(f"[dim]{RESULTS}, {LOG}, {RECIPE} and the detector, model/, are in[/] {escape(str(output))}")
 
 
-def _load_data(folder: Path, layout: str, access: Any, split: Any) -> Any:
-    return load_folder(folder, split) if layout == "folder" else load_asvspoof2019(folder, access, split)
+def _compare(output: Path, described: dict[str, Any]) -> None:
+    """Raises ValueError where a resumption asks for something else than the run it goes on with."""
+    from ..audio.recipe import read_yaml
 
-
-def _load_model(name: str, freeze_feature_encoder: bool) -> tuple[Any, Any]:
-    extractor = AutoFeatureExtractor.from_pretrained(name)
-    model = AutoModelForAudioClassification.from_pretrained(name, **label_settings(), ignore_mismatched_sizes=True)
-    if freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
-        model.freeze_feature_encoder()
-    return model, extractor
+    if not (output / RECIPE).is_file():
+        raise FileNotFoundError(f"{output} holds no {RECIPE}: there is no run to resume; start without --resume")
+    first = read_yaml(output / RECIPE)
+    differing = [name for name, value in described.items() if name not in MAY_DIFFER and first.get(name) != value]
+    if differing:
+        told = "; ".join(f"{name} was {first.get(name)!r}, now {described[name]!r}" for name in differing)
+        raise ValueError(f"--resume goes on with the run as it was: {told}; leave these out, or take a new --output")
 
 
 def _save_model(model: Any, extractor: Any, folder: Path, *, base: str, method: str) -> None:
     """As `from_pretrained` and the Hub want it; the card's tag is for models that this package's methods have trained."""
+    from ..huggingface.hub import save_for_hub
+
     if method == "adamw":
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)

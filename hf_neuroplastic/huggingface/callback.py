@@ -135,6 +135,7 @@ class DropInCallback(TrainerCallback):
         """When Trainer is about to log, which its flow control decided before this callback was asked."""
         if self._trainer is not None and self.dropin is not None and control.should_log:
             self._trainer.log(self.dropin.report())
+            control.should_log = True  # taken back by every log; Trainer's own loss and rate come after this event
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = _checkpoint_folder(args, state)

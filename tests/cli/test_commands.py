@@ -1,7 +1,11 @@
 """The command line: results that stand by themselves, and one clear line for every mistake."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ from typer.testing import CliRunner
 
 from hf_neuroplastic.audio import write_corpus
 from hf_neuroplastic.audio.demo import METHODS, MODELS, Scale, save_small_model
-from hf_neuroplastic.audio.training import Settings
+from hf_neuroplastic.audio.recipe import Recipe
+from hf_neuroplastic.audio.training import Watch
 from hf_neuroplastic.cli import app
 from hf_neuroplastic.neurons.config import DropInConfig
 
@@ -27,7 +32,7 @@ def _run(*arguments):
 @pytest.fixture
 def tiny_scale(monkeypatch):
     dropin = DropInConfig(interval=1, maturity=1, max_fraction=0.05, threshold=float("inf"))
-    size = Scale(TINY, Settings(steps=3, batch_size=4, learning_rate=1e-3, max_seconds=0.5, dropin=dropin))
+    size = Scale(TINY, Recipe(steps=3, batch_size=4, learning_rate=1e-3, seconds=0.5, dropin=dropin))
     monkeypatch.setattr("hf_neuroplastic.audio.demo.scale", lambda *_: size)
 
 
@@ -75,7 +80,7 @@ def test_a_demo_that_fails_leaves_nothing(tmp_path, tiny_scale, monkeypatch):
 
 
 def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
-    common = ("--model", model, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    common = ("--model", model, "--steps", 2, "--batch-size", 4, "--seconds", 0.5)
     result = _run("train", *common, "--data", corpus, "--output", tmp_path / "asv")
     assert result.exit_code == 0, result.output
     assert "EER" in result.output
@@ -92,23 +97,26 @@ def test_train_on_asvspoof_and_on_folders(tmp_path, corpus, model):
 
 
 def test_train_with_eight_bit_state(tmp_path, corpus, model):
-    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 4, "--max-seconds", 0.5)
+    common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 4, "--seconds", 0.5)
     result = _run("train", *common, "--method", "neuroplastic-8bit", "--output", tmp_path / "o")
     assert result.exit_code == 0, result.output
 
 
 def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch):
-    common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus)  # no cropping
+    common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus, "--seconds", 0.4)
     assert _run(*common, "--output", tmp_path / "whole").exit_code == 0
 
     with monkeypatch.context() as patch:
+        whole_step = Watch.on_step_end
 
         def interrupt(self, args, state, control, **_):
             if state.global_step == 3:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
+            whole_step(self, args, state, control)
 
-        patch.setattr("hf_neuroplastic.audio.training._ReportProgress.on_step_end", interrupt)
-        assert _run(*common, "--output", tmp_path / "cut").exit_code != 0
+        patch.setattr(Watch, "on_step_end", interrupt)
+        assert _run(*common, "--output", tmp_path / "cut").exit_code == 130
+    assert (tmp_path / "cut" / "checkpoint-3").is_dir()
     assert not (tmp_path / "cut" / "results.json").exists()
     assert "--resume" in _run(*common, "--output", tmp_path / "cut").output
     result = _run(*common, "--output", tmp_path / "cut", "--resume")
@@ -172,7 +180,7 @@ ERRORS = [
     (
         "nothing to resume",
         ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{tmp}/o", "--resume"],
-        ["no whole checkpoint"],
+        ["no recipe.yaml"],
     ),
     ("demo output taken", ["demo", "--output", "{model}"], ["--output"]),
     ("inspect nothing", ["inspect", "{tmp}/nothing"], ["nothing"]),
@@ -198,7 +206,7 @@ def test_what_the_user_can_put_right_is_one_line(error, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise error("first line\nsecond [line]")
 
-    monkeypatch.setattr("hf_neuroplastic.cli.demo.run_demo", fail)
+    monkeypatch.setattr("hf_neuroplastic.audio.demo.run_demo", fail)
     result = _run("demo", "--output", tmp_path / "o")
     assert result.exit_code == 2
     assert result.output.strip().splitlines()[-1] == "error: first line second [line]"
@@ -211,7 +219,7 @@ def test_anything_else_is_a_bug_and_shows_where(error, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise error("a bug")
 
-    monkeypatch.setattr("hf_neuroplastic.cli.demo.run_demo", fail)
+    monkeypatch.setattr("hf_neuroplastic.audio.demo.run_demo", fail)
     result = _run("demo", "--output", tmp_path / "o")
     assert result.exit_code == 1
     assert isinstance(result.exception, error)
@@ -219,7 +227,7 @@ def test_anything_else_is_a_bug_and_shows_where(error, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("method", "tagged"), [("adamw", False), ("neuroplastic", True)])
 def test_the_model_card_tells_what_the_model_was_trained_with(method, tagged, tmp_path, corpus, model):
-    common = ("--model", model, "--data", corpus, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3)
+    common = ("--model", model, "--data", corpus, "--steps", 1, "--batch-size", 2, "--seconds", 0.3)
     assert _run("train", *common, "--method", method, "--output", tmp_path / "o").exit_code == 0
     card = tmp_path / "o" / "model" / "README.md"
     assert card.exists() == tagged
@@ -230,7 +238,7 @@ def test_the_model_card_tells_what_the_model_was_trained_with(method, tagged, tm
 
 def test_corrupt_files_may_be_skipped(tmp_path, corpus, model):
     broken = _broken_corpus(corpus, tmp_path)
-    common = ("--model", model, "--steps", 1, "--batch-size", 2, "--max-seconds", 0.3, "--data", broken)
+    common = ("--model", model, "--steps", 1, "--batch-size", 2, "--seconds", 0.3, "--data", broken)
     result = _run("train", *common, "--on-error", "skip", "--output", tmp_path / "o")
     assert result.exit_code == 0, result.output
 
@@ -256,11 +264,96 @@ def test_data_of_one_class_are_refused_before_training(split, tmp_path, corpus, 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_feature_encoder_is_frozen_unless_asked_otherwise(frozen, tmp_path, corpus, model):
-    flag = "--freeze-feature-encoder" if frozen else "--no-freeze-feature-encoder"
+    flag = ("--freeze", "features" if frozen else "nothing")
     common = ("--model", model, "--data", corpus, "--steps", 2, "--batch-size", 2, "--learning-rate", 0.01)
-    assert _run("train", *common, flag, "--output", tmp_path / "o").exit_code == 0
+    assert _run("train", *common, *flag, "--output", tmp_path / "o").exit_code == 0
     before, after = (
         AutoModelForAudioClassification.from_pretrained(folder).wav2vec2.feature_extractor.conv_layers[0].conv.weight
         for folder in (model, tmp_path / "o" / "model")
     )
     assert torch.equal(before, after) == frozen
+
+
+TRAIN = (
+    "--steps",
+    4,
+    "--batch-size",
+    4,
+    "--seconds",
+    0.4,
+    "--learning-rate",
+    0.001,
+    "--method",
+    "adamw",
+    "--eval-every",
+    2,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus, model):
+    output = tmp_path_factory.mktemp("trained") / "out"
+    result = _run("train", "--model", model, "--data", corpus, *TRAIN, "--output", output)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def test_a_run_writes_down_its_recipe_and_what_happened(trained, corpus, model, tmp_path):
+    assert "dev EER" in (trained / "train.log").read_text()
+    run = json.loads((trained / "results.json").read_text())["runs"][0]
+    assert 0 <= run["dev_eer"] <= 1
+    assert run["best_step"] in (2, 4)
+    assert run["counts"] == [8, 8]
+    again = _run("train", "--config", trained / "recipe.yaml", "--output", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    first, second = (
+        AutoModelForAudioClassification.from_pretrained(p / "model") for p in (trained, tmp_path / "again")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--learning-rate", 0.01), ("--method", "neuroplastic"), ("--seed", 3)])
+def test_a_resumption_of_something_else_is_refused(option, value, trained, corpus, model):
+    common = ("train", "--model", model, "--data", corpus, *TRAIN, "--output", trained, "--resume")
+    result = _run(*common, option, value)
+    assert result.exit_code == 2
+    assert f"{option.strip('-').replace('-', '_')} was" in result.output
+
+
+def test_predict_gives_the_scores_of_evaluate_and_labels_at_its_threshold(trained, corpus, tmp_path):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    output = tmp_path / "evaluation"
+    result = _run("evaluate", tmp_path / "model", "--data", corpus, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "A01" in result.output
+    lines = [line.split(",") for line in (output / "scores.csv").read_text().splitlines()[1:]]
+    scored = {name: score for name, _, _, score, _ in lines}
+    threshold = json.loads((output / "evaluation.json").read_text())["threshold"]
+    empty = tmp_path / "leer \u00fc.wav"
+    empty.touch()
+    flac = corpus / "LA" / "ASVspoof2019_LA_eval" / "flac"
+    result = _run("predict", tmp_path / "model", flac, empty, "--format", "jsonl", "--output", tmp_path / "answers")
+    assert result.exit_code == 1
+    assert "leer \u00fc.wav" in result.output
+    answers = [json.loads(line) for line in (tmp_path / "answers").read_text().splitlines()]
+    assert {Path(each["file"]).stem: repr(each["score"]) for each in answers} == scored
+    assert all(each["label"] == ("bonafide" if each["llr"] >= threshold else "spoof") for each in answers)
+
+
+def test_a_score_does_not_depend_on_the_batch(trained, corpus):
+    flac = corpus / "LA" / "ASVspoof2019_LA_eval" / "flac"
+    outputs = [_run("predict", trained / "model", flac, "--batch-size", size).stdout for size in (1, 5)]
+    for one, five in zip(*(output.splitlines()[1:] for output in outputs), strict=True):
+        assert one.split(",")[0] == five.split(",")[0]
+        assert float(one.split(",")[1]) == pytest.approx(float(five.split(",")[1]), rel=1e-4, abs=1e-5)
+
+
+def test_help_and_version_need_no_model_library():
+    code = (
+        "import sys; sys.argv = ['hf-neuroplastic', *sys.argv[1:]]\n"
+        "import atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "from hf_neuroplastic.__main__ import main; main()"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "False"

@@ -100,9 +100,14 @@ def _required(folder: Path, names: tuple[str, ...], what: str) -> Path:
     return found
 
 
-def _audio_files(folder: Path) -> list[Path]:
+def audio_suffixes() -> set[str]:
+    """Endings of the names of files that soundfile reads, in lower case."""
     known = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus", ".oga"}
-    known.discard(".raw")  # has no header: nothing says what its bytes mean
+    return known - {".raw"}  # has no header: nothing says what its bytes mean
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    known = audio_suffixes()
     return sorted(
         path
         for path in folder.rglob("*")

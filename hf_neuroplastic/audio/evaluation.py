@@ -1,0 +1,148 @@
+"""Scoring recordings with a detector."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from .collator import AudioCollator
+from .corpora.rows import LABELS
+from .metrics import equal_error_rate
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a detector says of some recordings: the higher the score, the more bona fide.
+
+    logits: [n, 2] in label order (bonafide, spoof). labels: [n], 0 or 1. files, attacks, conditions: [n] names.
+    """
+
+    files: list[str]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    attacks: list[str]
+    conditions: list[str]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """[n]: the log-odds of bona fide."""
+        return bona_fide_scores(self.logits)
+
+    @property
+    def eer(self) -> float:
+        """0 to 1."""
+        return equal_error_rate(self.scores, self.labels)[0]
+
+    @property
+    def threshold(self) -> float:
+        """The score at which the equal error rate is reached most nearly; finite."""
+        threshold = equal_error_rate(self.scores, self.labels)[1]
+        return threshold if np.isfinite(threshold) else float(self.scores.max()) + 1
+
+
+def bona_fide_scores(logits: Any) -> NDArray[np.float64]:
+    """[n] from logits [n, 2] in label order (bonafide, spoof): the log-odds of bona fide."""
+    logits = np.asarray(logits, dtype=np.float64)
+    return logits[:, 0] - logits[:, 1]
+
+
+@torch.inference_mode()
+def score(
+    model: Any,
+    collator: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    rows: Dataset,
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Scores:
+    """Scores of every row, in the order of the rows.
+
+    A score does not depend on the other rows of a batch: give a collator that makes windows of one length, or batch_size=1.
+
+    Args:
+        collator: see `window_collator`. rows: with `audio` and, where known, `label`, an attack (`system_id`) and others.
+        workers: processes that load audio. progress: called as progress(done, rows).
+    """
+    model.eval()
+    device, found = next(model.parameters()).device, list[NDArray[np.float64]]()
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
+    for batch in loader:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        found.append(model(**inputs).logits.double().cpu().numpy())
+        if progress is not None:
+            progress(min(len(found) * batch_size, len(rows)), len(rows))
+    logits = np.concatenate(found)
+    if not np.isfinite(logits).all():
+        bad = np.flatnonzero(~np.isfinite(logits).all(1))
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} recordings have scores that are no numbers, the first one {file_names(rows)[bad[0]]}: "
+            "the model's weights are not finite, or float16 overflowed"
+        )
+    columns = rows.column_names
+    unknown = [""] * len(rows)
+    return Scores(
+        file_names(rows),
+        np.asarray(rows["label"] if "label" in columns else [-1] * len(rows)),
+        logits,
+        list(rows["system_id"]) if "system_id" in columns else unknown,
+        list(rows["condition"]) if "condition" in columns else unknown,
+    )
+
+
+def file_names(rows: Dataset) -> list[str]:
+    """Name of each row: `file_name`, else the path."""
+    if "file_name" in rows.column_names:
+        return list(rows["file_name"])
+    return [row["path"] for row in rows.with_format(None)["audio"]]
+
+
+def window_collator(feature_extractor: Any, seconds: float | None, *, seed: int | None = None) -> AudioCollator:
+    """Windows of `seconds`, in the middle or, with a seed, at random places; shorter recordings are repeated.
+
+    seconds: None for whole recordings.
+    """
+    shortest = AudioCollator.min_seconds if seconds is None else seconds
+    return AudioCollator(feature_extractor, seconds, seed is not None, shortest, seed=seed or 0)
+
+
+def table_of(scores: Scores) -> list[dict[str, Any]]:
+    """Rows of name, numbers of bona fide and spoofed trials, and EER: all trials; each attack against all bona fide ones."""
+    groups = {"all": np.ones(len(scores.labels), dtype=bool)}
+    attacks, bona_fide = np.asarray(scores.attacks), scores.labels == 0
+    for attack in sorted(set(attacks[~bona_fide])):
+        if attack:
+            groups[str(attack)] = bona_fide | (attacks == attack)
+    return [
+        {
+            "name": name,
+            "bonafide": int((scores.labels[chosen] == 0).sum()),
+            "spoof": int((scores.labels[chosen] == 1).sum()),
+            "eer": equal_error_rate(scores.scores[chosen], scores.labels[chosen])[0],
+        }
+        for name, chosen in groups.items()
+    ]
+
+
+def write_scores(path: Path, scores: Scores, log_prior_odds: float) -> None:
+    """CSV with a line per trial: file, label, attack, score, llr. Numbers read back are the same."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("file", "label", "attack", "score", "llr"))
+        for name, label, attack, score in zip(scores.files, scores.labels, scores.attacks, scores.scores, strict=True):
+            rows.writerow((name, LABELS[label], attack, repr(float(score)), repr(float(score - log_prior_odds))))
+
+
+def write_results(path: Path, asked: dict[str, Any], table: list[dict[str, Any]], threshold: float) -> None:
+    """JSON of what was asked, the table, and the threshold on the log-likelihood ratio."""
+    path.write_text(json.dumps({**asked, "threshold": threshold, "table": table}, indent=2, allow_nan=False) + "\n")

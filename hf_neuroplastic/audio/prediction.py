@@ -1,0 +1,108 @@
+"""Scores of recordings that nobody has labelled, a few at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from .corpora.folder import audio_suffixes
+from .corpora.rows import LABELS
+from .decoding import AudioDecodingError, decode
+from .detector_file import DetectorFile
+from .evaluation import bona_fide_scores, window_collator
+
+COLUMNS = ("file", "score", "llr", "label")
+Prediction = dict[str, Any]
+
+
+def audio_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are named, and those in folders at any depth, sorted; hidden ones and other kinds are left out.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or a folder without audio.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            known = audio_suffixes()
+            held = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+            if not held:
+                raise FileNotFoundError(f"{path} holds no audio files, whose names end in {', '.join(sorted(known))}")
+            files += held
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    return files
+
+
+@torch.inference_mode()
+def predictions(
+    model: Any,
+    feature_extractor: Any,
+    files: Iterable[Path],
+    detector: DetectorFile,
+    threshold: float | None,
+    batch_size: int | None,
+    unreadable: list[str],
+) -> Iterator[Prediction]:
+    """A row of `COLUMNS` per file, in the order of the files, as soon as its batch is scored.
+
+    Args:
+        threshold: bona fide from this log-likelihood ratio on; None for no labels.
+        batch_size: windows at a time; None scores whole recordings, one at a time.
+        unreadable: filled with what was wrong with files that are left out.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    collator = window_collator(feature_extractor, None if batch_size is None else detector.seconds)
+    for batch in _readable(files, batch_size or 1, unreadable):
+        inputs = {name: value.to(device) for name, value in collator(batch).items()}
+        scores = bona_fide_scores(model(**inputs).logits.double().cpu().numpy())
+        for row, score in zip(batch, scores, strict=True):
+            llr = float(score) - detector.log_prior_odds
+            label = "" if threshold is None else LABELS[0 if llr >= threshold else 1]
+            yield {"file": row["path"], "score": float(score), "llr": llr, "label": label}
+
+
+def _readable(files: Iterable[Path], size: int, unreadable: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Decoded rows, `size` at a time."""
+    batch: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            samples, rate = decode(file)
+        except (AudioDecodingError, OSError) as error:
+            unreadable.append(str(error))
+            continue
+        batch.append({"path": str(file), "audio": {"array": samples, "sampling_rate": rate}})
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def writer(name: str) -> Callable[[TextIO, Iterable[Prediction]], None]:
+    """What writes predictions as "csv" or "jsonl", each as it comes. Raises ValueError for another name."""
+    if name not in ("csv", "jsonl"):
+        raise ValueError(f"format must be csv or jsonl, got {name!r}")
+    return write_csv if name == "csv" else write_jsonl
+
+
+def write_csv(file: TextIO, found: Iterable[Prediction]) -> None:
+    rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    for row in found:
+        rows.writerow(row)
+        file.flush()
+
+
+def write_jsonl(file: TextIO, found: Iterable[Prediction]) -> None:
+    for row in found:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
