@@ -29,7 +29,8 @@ class AudioCollator:
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
-        min_seconds: shorter audio is repeated to this length; the default holds a window of every common front end.
+        min_seconds: shorter audio, and shorter windows, are repeated to this length; the default holds a window of every
+            common front end.
         random_crop: crop at a random place (training) instead of the centre (evaluation).
         seed, epoch: the place depends on these and on the recording alone: not on the order, on workers, or on a resumption.
             Change `epoch` from epoch to epoch.
@@ -52,10 +53,6 @@ class AudioCollator:
             if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < float("inf")):
                 allowed = "positive, or None for no crop" if name == "max_seconds" else "positive"
                 raise ValueError(f"{name} must be {allowed}, got {seconds!r}.")
-        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
-            raise ValueError(
-                f"max_seconds must not be below min_seconds, got {self.max_seconds} and {self.min_seconds}; lower min_seconds."
-            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if not rows:
@@ -81,16 +78,12 @@ class AudioCollator:
 
     def _crop(self, samples: Waveform, rate: int, audio: Any) -> Waveform:
         shortest = max(1, round(self.min_seconds * rate))
-        if samples.shape[0] < shortest:
-            return np.resize(samples, shortest)
-        if self.max_seconds is None:
-            return samples
-        length = max(1, round(self.max_seconds * rate))
+        length = samples.shape[0] if self.max_seconds is None else max(1, round(self.max_seconds * rate))
         spare = samples.shape[0] - length
-        if spare <= 0:
-            return samples
-        start = int(self._rng(samples, audio).integers(spare + 1)) if self.random_crop else spare // 2
-        return samples[start : start + length]
+        if spare > 0:
+            start = int(self._rng(samples, audio).integers(spare + 1)) if self.random_crop else spare // 2
+            samples = samples[start : start + length]
+        return np.resize(samples, shortest) if samples.shape[0] < shortest else samples
 
     def _rng(self, samples: Waveform, audio: Any) -> np.random.Generator:
         """The random numbers of one recording in one epoch."""

@@ -15,6 +15,9 @@ from scipy.signal import resample_poly
 Waveform = NDArray[np.float32]
 
 
+BLOCK = 1 << 20  # frames
+
+
 class AudioDecodingError(ValueError):
     """A file exists but holds no usable audio: empty, corrupt, without samples, or with NaN or infinite ones."""
 
@@ -43,8 +46,12 @@ def decode(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -
     if size == 0:
         raise AudioDecodingError(f"{name}: the file is empty (0 bytes); fetch it again or leave it out.")
     try:
-        samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+        with soundfile.SoundFile(opened) as file:  # by blocks: the length that a header tells may be none, or wrong
+            rate, blocks = file.samplerate, []
+            while (block := file.read(BLOCK, dtype="float32", always_2d=True)).shape[0]:
+                blocks.append(block.mean(axis=1))
+        samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
         raise AudioDecodingError(
             f"{name}: not audio that soundfile can read ({error}); fetch it again or leave it out."
         ) from error
@@ -52,7 +59,7 @@ def decode(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -
         raise AudioDecodingError(f"{name}: the file has no samples; fetch it again or leave it out.")
     if not np.isfinite(samples).all():
         raise AudioDecodingError(f"{name}: the file holds NaN or infinite samples; repair it or leave it out.")
-    return samples.mean(axis=1), int(rate)
+    return samples, int(rate)
 
 
 def resample(samples: Waveform, rate: int, target_rate: int) -> Waveform:

@@ -1,12 +1,37 @@
-"""Loading a detector: an audio classifier of bona fide and spoofed speech."""
+"""Loading a detector: an audio classifier of bona fide and spoofed speech, whatever it calls the two."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .corpora.rows import LABELS
+from .trainable import head_of
+
+# What published detectors and corpora call the classes, without case, spaces and marks.
+WORDS = {
+    "bonafide": {"bonafide", "real", "genuine", "human", "authentic", "original", "natural", "live"},
+    "spoof": {
+        "spoof",
+        "spoofed",
+        "fake",
+        "deepfake",
+        "synthetic",
+        "generated",
+        "ai",
+        "aigenerated",
+        "aivoice",
+        "cloned",
+        "forged",
+    },
+}
+logger = logging.getLogger(__name__)
 
 
 def label_settings() -> dict[str, Any]:
@@ -18,10 +43,87 @@ def label_settings() -> dict[str, Any]:
     }
 
 
+def meaning(name: str) -> str | None:
+    """The label of `LABELS` that a name stands for; None where the name says nothing, such as LABEL_0."""
+    bare = re.sub(r"[^a-z]", "", str(name).lower())
+    return next((label for label, words in WORDS.items() if bare in words), None)
+
+
 def load_detector(name: str) -> tuple[Any, Any]:
-    """The model, in float32, and its feature extractor, of a Hub id or a folder."""
+    """A model of two classes in the order of `LABELS`, in float32, and its feature extractor, from a Hub id or a folder.
+
+    A head of two classes whose names say which is bona fide (`WORDS`) is kept, and turned where its order is the other one. A
+    head of other classes, or of names that say nothing, is replaced by a new one, which is said.
+
+    Raises:
+        OSError: no such model. ValueError: a checkpoint without weights for parts of the encoder, such as one whose keys have
+        other names.
+    """
     extractor = AutoFeatureExtractor.from_pretrained(name)
-    model = AutoModelForAudioClassification.from_pretrained(
-        name, **label_settings(), ignore_mismatched_sizes=True, dtype="float32"
+    published = AutoConfig.from_pretrained(name)
+    names = [published.id2label[index] for index in sorted(published.id2label)]
+    model, info = AutoModelForAudioClassification.from_pretrained(
+        name,
+        **label_settings(),
+        output_hidden_states=False,
+        output_attentions=False,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
+    head = head_of(model)
+    require_encoder(name, info, head, len(list(model.parameters())))
+    lost = {key.partition(".")[0] for key in (*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"]))}
+    meanings = [meaning(each) for each in names]
+    if head & lost:
+        logger.info("%s has no head for bona fide and spoofed speech: a new one begins", name)
+    elif meanings == list(reversed(LABELS)):
+        turn(model, head)
+        logger.warning("%s calls its classes %s: its head is turned into the order %s", name, names, list(LABELS))
+    elif meanings != list(LABELS):
+        for module in (each for part in head for each in getattr(model, part).modules()):
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
+        logger.warning("%s calls its classes %s, which does not say which is bona fide: a new head begins", name, names)
     return model, extractor
+
+
+def require_encoder(name: str, info: Mapping[str, Any], head: set[str], tensors: int) -> None:
+    """Raises ValueError where the weights of the encoder would be random."""
+    missing = sorted(
+        key for key in info["missing_keys"] if key.partition(".")[0] not in head and "masked_spec_embed" not in key
+    )
+    if missing:
+        others = sorted(info["unexpected_keys"])
+        hint = f", and has {len(others)} others, such as {others[0]!r}: rename its keys" if others else ""
+        raise ValueError(
+            f"{name} lacks {len(missing)} of {tensors} tensors of the model, such as {missing[0]!r}{hint}; training would "
+            "start from random weights"
+        )
+
+
+@torch.no_grad()
+def turn(model: nn.Module, head: set[str]) -> None:
+    """Exchanges the two classes of a classifier."""
+    modules = [module for part in sorted(head) for module in getattr(model, part).modules()]
+    last = [module for module in modules if isinstance(module, nn.Linear) and module.out_features == len(LABELS)]
+    if len(last) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(last)} layers of two outputs in its head: its classes cannot be turned"
+        )
+    for parameter in last[0].parameters():
+        parameter.copy_(parameter.flip(0))
+
+
+def shortest_window(model: Any, sampling_rate: int) -> float:
+    """Seconds of audio that the model needs: for its convolutions, and for the masks of SpecAugment in training."""
+    lengths = getattr(model, "_get_feat_extract_output_lengths", None)
+    if lengths is None:
+        return 0.1
+    config = model.config
+    masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
+    frames = max(2, config.mask_time_length if masked else 0)
+    samples = 1
+    while int(lengths(torch.tensor(samples))) < frames:
+        samples += max(1, sampling_rate // 200)
+    return samples / sampling_rate

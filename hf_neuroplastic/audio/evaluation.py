@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from .collator import AudioCollator
 from .corpora.rows import LABELS
+from .detector import shortest_window
 from .metrics import equal_error_rate
 
 
@@ -75,11 +77,10 @@ def score(
         workers: processes that load audio. progress: called as progress(done, rows).
     """
     model.eval()
-    device, found = next(model.parameters()).device, list[NDArray[np.float64]]()
+    found = list[NDArray[np.float64]]()
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
     for batch in loader:
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        found.append(model(**inputs).logits.double().cpu().numpy())
+        found.append(model(**inputs_of(model, batch)).logits.double().cpu().numpy())
         if progress is not None:
             progress(min(len(found) * batch_size, len(rows)), len(rows))
     logits = np.concatenate(found)
@@ -100,6 +101,18 @@ def score(
     )
 
 
+def taken_by(model: Any) -> set[str]:
+    """Names of what the model's forward pass takes; of a model inside adapters, of its own."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(inner.forward).parameters)
+
+
+def inputs_of(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the model's forward pass takes of a batch, on its device, without labels."""
+    device, taken = next(model.parameters()).device, taken_by(model) - {"labels"}
+    return {name: value.to(device) for name, value in batch.items() if name in taken}
+
+
 def file_names(rows: Dataset) -> list[str]:
     """Name of each row: `file_name`, else the path."""
     if "file_name" in rows.column_names:
@@ -107,13 +120,19 @@ def file_names(rows: Dataset) -> list[str]:
     return [row["path"] for row in rows.with_format(None)["audio"]]
 
 
-def window_collator(feature_extractor: Any, seconds: float | None, *, seed: int | None = None) -> AudioCollator:
+def window_collator(
+    feature_extractor: Any, seconds: float | None, *, model: Any = None, seed: int | None = None
+) -> AudioCollator:
     """Windows of `seconds`, in the middle or, with a seed, at random places; shorter recordings are repeated.
 
-    seconds: None for whole recordings.
+    seconds: None for whole recordings. model: repeat windows to what this model needs, too.
     """
-    shortest = AudioCollator.min_seconds if seconds is None else seconds
-    return AudioCollator(feature_extractor, seconds, seed is not None, shortest, seed=seed or 0)
+    needed = AudioCollator.min_seconds if model is None else shortest_window(model, feature_extractor.sampling_rate)
+    # Whisper takes nothing but its own length.
+    padding: Any = "max_length" if hasattr(feature_extractor, "n_samples") else True
+    return AudioCollator(
+        feature_extractor, seconds, seed is not None, max(needed, seconds or 0), padding, seed=seed or 0
+    )
 
 
 def table_of(scores: Scores) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from .corpora.folder import audio_suffixes
 from .corpora.rows import LABELS
 from .decoding import AudioDecodingError, decode
 from .detector_file import DetectorFile
-from .evaluation import bona_fide_scores, window_collator
+from .evaluation import bona_fide_scores, inputs_of, window_collator
 
 COLUMNS = ("file", "score", "llr", "label")
 Prediction = dict[str, Any]
@@ -59,11 +59,9 @@ def predictions(
         unreadable: filled with what was wrong with files that are left out.
     """
     model.eval()
-    device = next(model.parameters()).device
-    collator = window_collator(feature_extractor, None if batch_size is None else detector.seconds)
+    collator = window_collator(feature_extractor, None if batch_size is None else detector.seconds, model=model)
     for batch in _readable(files, batch_size or 1, unreadable):
-        inputs = {name: value.to(device) for name, value in collator(batch).items()}
-        scores = bona_fide_scores(model(**inputs).logits.double().cpu().numpy())
+        scores = bona_fide_scores(model(**inputs_of(model, collator(batch))).logits.double().cpu().numpy())
         for row, score in zip(batch, scores, strict=True):
             llr = float(score) - detector.log_prior_odds
             label = "" if threshold is None else LABELS[0 if llr >= threshold else 1]

@@ -32,7 +32,7 @@ from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
 from ..neurons.dropin import DropIn
 from ..optimizer.neuroplastic import NeuroPlastic
 from .corpora.rows import LABELS
-from .evaluation import Scores, bona_fide_scores, window_collator
+from .evaluation import Scores, bona_fide_scores, taken_by, window_collator
 from .metrics import equal_error_rate
 from .recipe import METHODS, Recipe
 from .selection import KeepBest, mean_of, put
@@ -130,7 +130,7 @@ def fine_tune(
         keep = KeepBest(folder / "best", recipe.average, recipe.patience)
         callbacks: list[TrainerCallback] = [] if dropin is None else [DropInCallback(dropin)]
         callbacks += [] if dev is None else [keep]
-        collator = window_collator(feature_extractor, recipe.seconds, seed=recipe.seed)
+        collator = window_collator(feature_extractor, recipe.seconds, model=model, seed=recipe.seed)
         callbacks += [Watch(collator, stop, log, progress)]
         arguments = training_arguments(recipe, folder, save=output is not None, evaluates=dev is not None)
         trainer = DetectorTrainer(
@@ -144,7 +144,7 @@ def fine_tune(
             compute_loss_func=partial(weighted_loss, torch.tensor(weights)),
             compute_metrics=eer_of,
         )
-        trainer.scoring_collator = window_collator(feature_extractor, recipe.seconds)
+        trainer.scoring_collator = window_collator(feature_extractor, recipe.seconds, model=model)
         trainer.remove_callback(PrinterCallback)
         if dropin is not None:
             callbacks[0].attach(trainer)  # type: ignore[attr-defined]
@@ -281,6 +281,11 @@ class DetectorTrainer(Trainer):
     """Trainer whose evaluation collates otherwise than training: the same windows every time, no augmentation."""
 
     scoring_collator: Any
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Without what the model does not take, such as the attention mask that Whisper's extractor makes."""
+        taken = taken_by(self.accelerator.unwrap_model(self.model)) | {"labels"}
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name in taken})
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         with self._scoring():

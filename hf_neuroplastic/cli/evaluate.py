@@ -47,7 +47,7 @@ def evaluate(
         with bars() as report:
             scores = score(
                 network,
-                window_collator(extractor, None if full else detector.seconds),
+                window_collator(extractor, None if full else detector.seconds, model=network),
                 rows,
                 batch_size=1 if full else batch_size,
                 workers=workers,

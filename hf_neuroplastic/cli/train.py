@@ -117,7 +117,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
             report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
             raise typer.Exit(130)
         if "eval" in splits:
-            collator = window_collator(extractor, recipe.seconds)
+            collator = window_collator(extractor, recipe.seconds, model=network)
             scores = score(
                 network,
                 collator,
