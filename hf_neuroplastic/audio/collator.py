@@ -1,18 +1,21 @@
-"""From dataset rows to model inputs: decode, resample, crop, extract features, pad."""
+"""From dataset rows to model inputs: decode, resample, crop, augment, extract features, pad."""
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from .corpora.rows import decode_row
+from .corpora.rows import decode_row, window_of_row
 from .decoding import Waveform, resample
+
+Augment = Callable[[Waveform, int, np.random.Generator], Waveform]
+SHORTEST = 0.1  # seconds
 
 
 @dataclass
@@ -29,13 +32,16 @@ class AudioCollator:
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
-        min_seconds: shorter audio, and shorter windows, are repeated to this length; the default holds a window of every
-            common front end.
+        min_seconds: shorter audio, and shorter windows, are repeated to this length. None takes `max_seconds`, so that all
+            windows have one length and no score depends on its neighbours' padding; without `max_seconds`, .1 s, which holds
+            a window of every common front end.
         random_crop: crop at a random place (training) instead of the centre (evaluation).
         seed, epoch: the place depends on these and on the recording alone: not on the order, on workers, or on a resumption.
             Change `epoch` from epoch to epoch.
         padding: handed to the extractor: True pads to the longest of the batch, "max_length" to the extractor's own
             length.
+        augment: called as augment(samples [n], rate, rng) -> samples [n] on every window, with random numbers that depend on
+            `seed`, `epoch` and the recording alone; see hf_neuroplastic.audio.augment.
 
     Raises, when called: KeyError if rows lack `audio`, FileNotFoundError and AudioDecodingError as `decode`.
     """
@@ -43,16 +49,16 @@ class AudioCollator:
     feature_extractor: Any
     max_seconds: float | None = None
     random_crop: bool = False
-    min_seconds: float = 0.1
+    min_seconds: float | None = None
     padding: bool | str = True
     seed: int = 0
     epoch: int = 0
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("max_seconds", self.max_seconds), ("min_seconds", self.min_seconds)):
             if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < float("inf")):
-                allowed = "positive, or None for no crop" if name == "max_seconds" else "positive"
-                raise ValueError(f"{name} must be {allowed}, got {seconds!r}.")
+                raise ValueError(f"{name} must be positive, or None, got {seconds!r}.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if not rows:
@@ -63,7 +69,7 @@ class AudioCollator:
                 "set remove_unused_columns=False in TrainingArguments."
             )
         rate = self.feature_extractor.sampling_rate
-        waveforms = [self._crop(resample(*decode_row(row["audio"]), rate), rate, row["audio"]) for row in rows]
+        waveforms = [self._window(row["audio"], rate) for row in rows]
         batch = dict(
             self.feature_extractor(
                 waveforms, sampling_rate=rate, padding=self.padding, return_attention_mask=True, return_tensors="pt"
@@ -76,17 +82,26 @@ class AudioCollator:
             batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.long)
         return batch
 
-    def _crop(self, samples: Waveform, rate: int, audio: Any) -> Waveform:
-        shortest = max(1, round(self.min_seconds * rate))
-        length = samples.shape[0] if self.max_seconds is None else max(1, round(self.max_seconds * rate))
-        spare = samples.shape[0] - length
-        if spare > 0:
-            start = int(self._rng(samples, audio).integers(spare + 1)) if self.random_crop else spare // 2
-            samples = samples[start : start + length]
-        return np.resize(samples, shortest) if samples.shape[0] < shortest else samples
+    def _window(self, audio: Any, rate: int) -> Waveform:
+        rng = np.random.default_rng((self.seed, self.epoch, _recording(audio)))
+        if self.max_seconds is None:
+            samples = resample(*decode_row(audio), rate)
+        else:
+            length = max(1, round(self.max_seconds * rate))
+            samples = window_of_row(audio, rate, length, lambda spare: self._place(spare, rng))
+        shortest = self.min_seconds or self.max_seconds or SHORTEST
+        if samples.shape[0] < (needed := max(1, round(shortest * rate))):
+            samples = np.resize(samples, needed)
+        return samples if self.augment is None else self.augment(samples, rate, rng)
 
-    def _rng(self, samples: Waveform, audio: Any) -> np.random.Generator:
-        """The random numbers of one recording in one epoch."""
-        path = audio if isinstance(audio, str) else audio.get("path")
-        recording = zlib.crc32(samples.tobytes() if path is None else os.fsencode(path))
-        return np.random.default_rng((self.seed, self.epoch, recording))
+    def _place(self, spare: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(spare + 1)) if self.random_crop else spare // 2
+
+
+def _recording(audio: Any) -> int:
+    """A number for a recording: of its path, else of its samples or content."""
+    if isinstance(audio, str):
+        return zlib.crc32(os.fsencode(audio))
+    if audio.get("path") is not None:
+        return zlib.crc32(os.fsencode(audio["path"]))
+    return zlib.crc32(np.asarray(audio["array"]).tobytes() if audio.get("array") is not None else audio["bytes"])

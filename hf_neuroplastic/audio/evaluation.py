@@ -16,7 +16,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from .collator import AudioCollator
+from .collator import SHORTEST, AudioCollator
 from .corpora.rows import LABELS
 from .detector import shortest_window
 from .metrics import equal_error_rate
@@ -127,7 +127,7 @@ def window_collator(
 
     seconds: None for whole recordings. model: repeat windows to what this model needs, too.
     """
-    needed = AudioCollator.min_seconds if model is None else shortest_window(model, feature_extractor.sampling_rate)
+    needed = SHORTEST if model is None else shortest_window(model, feature_extractor.sampling_rate)
     # Whisper takes nothing but its own length.
     padding: Any = "max_length" if hasattr(feature_extractor, "n_samples") else True
     return AudioCollator(

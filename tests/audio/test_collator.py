@@ -112,7 +112,7 @@ def test_pickles_with_its_settings():
 
 
 def test_errors_name_the_cause(tmp_path):
-    with pytest.raises(ValueError, match="max_seconds must be positive, or None for no crop, got 0"):
+    with pytest.raises(ValueError, match="max_seconds must be positive, or None, got 0"):
         AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=0)
     collator = AudioCollator(Wav2Vec2FeatureExtractor())
     with pytest.raises(KeyError, match="remove_unused_columns=False"):
@@ -157,3 +157,25 @@ def test_batches_that_make_no_sense(tmp_path, rows, words):
 def test_seconds_are_checked(seconds):
     with pytest.raises(ValueError, match="max_seconds must be positive"):
         AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=seconds)
+
+
+def test_windows_have_one_length_so_that_no_row_sees_its_neighbours_padding(tmp_path):
+    rows = [row(tmp_path, 800), row(tmp_path, 64000, seed=1)]
+    collator = AudioCollator(Wav2Vec2FeatureExtractor(), max_seconds=1.0)
+    batch = collator(rows)
+    assert batch["attention_mask"].all()
+    assert torch.equal(batch["input_values"][:1], collator(rows[:1])["input_values"])
+
+
+def test_augmentation_follows_seed_epoch_and_recording(tmp_path):
+    def augment(samples, rate, rng):
+        assert (samples.dtype, rate) == (np.float32, 16000)
+        return rng.random(samples.shape[0]).astype(np.float32)
+
+    rows = [row(tmp_path, 800, seed=i) for i in range(2)]
+    collator = AudioCollator(Wav2Vec2FeatureExtractor(do_normalize=False), 0.1, augment=augment)
+    batch = collator(rows)["input_values"]
+    assert not torch.equal(batch[0], batch[1])
+    assert torch.equal(collator(rows[::-1])["input_values"], batch.flip(0))
+    collator.epoch = 1
+    assert not torch.equal(collator(rows)["input_values"], batch)

@@ -1,12 +1,15 @@
 """Decoding: mono float32 at the asked rate, and one clear error for every kind of bad file."""
 
 import io
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
 from hf_neuroplastic.audio import AudioDecodingError, decode, load_audio, resample
+from hf_neuroplastic.audio.decoding import load_window
 
 
 def tone(seconds, rate, hertz=440.0):
@@ -104,3 +107,56 @@ def test_flac_cut_inside_its_header_is_refused(tmp_path):
 def test_absent_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.flac: no such audio file"):
         decode(tmp_path / "absent.flac")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 44101, 48000, 192000])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_window_equals_that_part_of_the_whole(tmp_path, suffix, rate, share):
+    path = tmp_path / f"noise.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, (3 * rate + 7, 2)), rate)
+    whole, place = load_audio(path, 16000), []
+    window = load_window(path, 16000, 4000, lambda spare: place.append(round(share * spare)) or place[0])
+    np.testing.assert_allclose(window, whole[place[0] : place[0] + 4000], rtol=0, atol=1e-6)
+    assert load_window(path, 16000, 10**6, place.append).shape == whole.shape
+
+
+def test_a_window_costs_what_the_window_costs(tmp_path):
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 44100, 2) as file:
+        for _ in range(10):
+            file.write(np.random.default_rng(0).normal(0, 0.1, (44100 * 12, 2)))
+    load_window(path, 16000, 100, lambda spare: spare)
+    tracemalloc.start()
+    window = load_window(path, 16000, 16000, lambda spare: spare // 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert window.shape == (16000,)
+    assert peak < 20 * 44100 * 2 * 4  # 20 of 120 seconds
+
+
+def with_length(flac, frames):
+    """A FLAC file whose header tells another number of samples."""
+    content, place = bytearray(flac), 8 + 13
+    content[place] = (content[place] & 0xF0) | frames >> 32
+    content[place + 1 : place + 5] = struct.pack(">I", frames & 0xFFFFFFFF)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("frames", [0, 2**36 - 1, 60000])
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_windows_of_files_whose_header_tells_a_wrong_length(tmp_path, frames, rate):
+    path = tmp_path / "noise.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 48000), rate)
+    whole = load_audio(path, 16000)
+    path.write_bytes(with_length(path.read_bytes(), frames))
+    window = load_window(path, 16000, 1000, lambda spare: spare)
+    np.testing.assert_allclose(window, whole[-1000:], rtol=0, atol=1e-6)
+
+
+def test_a_rate_that_no_audio_has_is_refused_before_anything_is_allocated(tmp_path):
+    content = bytearray(encoded(np.zeros(100)))
+    content[24:28] = struct.pack("<I", 2_000_000_011)
+    for read in (decode, lambda source: load_window(source, 16000, 10, int)):
+        with pytest.raises(AudioDecodingError, match="sampling rate of 2000000011 Hz"):
+            read(bytes(content))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 
-from ..decoding import AudioDecodingError, Waveform, decode
+from ..decoding import AudioDecodingError, Waveform, check, decode, load_window, window_of
 
 LABELS = ("bonafide", "spoof")  # the order of class ids, model heads and logits
 OnError = Literal["raise", "skip"]
@@ -41,12 +41,29 @@ def audio_dataset(
 def decode_row(audio: Mapping[str, Any] | str) -> tuple[Waveform, int]:
     """Samples [n] and rate in Hz of an `Audio(decode=False)` value, {"path": ..., "bytes": ...}, of a decoded one, {"array":
     ..., "sampling_rate": ...}, or of a path; raises as `decode`."""
+    decoded, source, name = _forms(audio)
+    return decoded or decode(source, name=name)
+
+
+def window_of_row(
+    audio: Mapping[str, Any] | str, sampling_rate: int, length: int, place: Callable[[int], int]
+) -> Waveform:
+    """As `load_window`, of the values that `decode_row` takes."""
+    decoded, source, name = _forms(audio)
+    if decoded is None:
+        return load_window(source, sampling_rate, length, place, name=name)
+    samples, rate = decoded
+    return window_of(lambda start, stop: samples[start:stop], len(samples), rate, sampling_rate, length, place)
+
+
+def _forms(audio: Mapping[str, Any] | str) -> tuple[tuple[Waveform, int] | None, str | bytes, str | None]:
+    """Decoded samples and rate, or None; what to decode; its name."""
     if isinstance(audio, str):
-        return decode(audio)
+        return None, audio, None
     if audio.get("array") is not None:
-        return np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
+        return (np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])), "", None
     content = audio.get("bytes")
-    return decode(audio["path"] if content is None else content, name=audio.get("path"))
+    return None, audio["path"] if content is None else content, audio.get("path")
 
 
 def keep_readable(dataset: Dataset, *, on_error: OnError = "raise", num_proc: int | None = None) -> Dataset:
