@@ -2,7 +2,11 @@
 
 import importlib.util
 import os
+import tempfile
 
+os.environ["HF_HOME"] = tempfile.mkdtemp(
+    prefix="hf-home-"
+)  # what is remembered of audio files stays out of the user's folder
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")

@@ -4,7 +4,8 @@ try:
     from .collator import AudioCollator
     from .corpora.asvspoof2019 import load_asvspoof2019
     from .corpora.folder import load_folder
-    from .corpora.rows import LABELS, audio_dataset, keep_readable
+    from .corpora.readable import keep_readable
+    from .corpora.rows import LABELS, audio_dataset
     from .decoding import AudioDecodingError, decode, load_audio, resample
     from .synthetic.corpus import write_corpus
 except ModuleNotFoundError as error:

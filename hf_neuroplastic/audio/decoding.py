@@ -1,4 +1,4 @@
-"""Read any audio file, or a window of one, as mono float32 samples at the rate a model wants. Decoding by soundfile (libsndfile)."""
+"""Read any audio file, or a window of one, as mono float32 samples at the rate a model wants, by soundfile (libsndfile)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load_audio(source: Source, sampling_rate: int, *, name: str | None = None) -
 def load_window(
     source: Source, sampling_rate: int, length: int, place: Callable[[int], int], *, name: str | None = None
 ) -> Waveform:
-    """At most `length` samples of a file at `sampling_rate` Hz, from sample place(spare) on: equal to that part of `load_audio`.
+    """Up to `length` samples of a file at `sampling_rate` Hz, from sample place(spare) on, equal to that part of `load_audio`.
 
     Costs about what the window costs, however long the file is: the file is read from a little before the window to a little
     after. A file whose header tells a wrong length is read whole.

@@ -73,7 +73,7 @@ def score(
     A score does not depend on the other rows of a batch: give a collator that makes windows of one length, or batch_size=1.
 
     Args:
-        collator: see `window_collator`. rows: with `audio` and, where known, `label`, an attack (`system_id`) and others.
+        collator: see `window_collator`. rows: with `audio` and, where known, `label`, an attack (`attack`) and others.
         workers: processes that load audio. progress: called as progress(done, rows).
     """
     model.eval()
@@ -96,7 +96,7 @@ def score(
         file_names(rows),
         np.asarray(rows["label"] if "label" in columns else [-1] * len(rows)),
         logits,
-        list(rows["system_id"]) if "system_id" in columns else unknown,
+        list(rows["attack"]) if "attack" in columns else unknown,
         list(rows["condition"]) if "condition" in columns else unknown,
     )
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import torch
 
-from .corpora.folder import audio_suffixes
+from .corpora.folder import LeftOut, audio_files, audio_suffixes
 from .corpora.rows import LABELS
 from .decoding import AudioDecodingError, decode
 from .detector_file import DetectorFile
@@ -20,22 +20,24 @@ COLUMNS = ("file", "score", "llr", "label")
 Prediction = dict[str, Any]
 
 
-def audio_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and those in folders at any depth, sorted; hidden ones and other kinds are left out.
+def files_of(paths: Sequence[Path]) -> list[str]:
+    """Files as they are named, and the audio files in folders at any depth, sorted; what is left out is counted in a warning.
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder without audio.
     """
-    files: list[Path] = []
+    files: list[str] = []
     for path in paths:
         if path.is_dir():
-            known = audio_suffixes()
-            held = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+            left_out = LeftOut()
+            held = audio_files(path, left_out, "skip")
+            left_out.tell(path)
             if not held:
-                raise FileNotFoundError(f"{path} holds no audio files, whose names end in {', '.join(sorted(known))}")
+                known = ", ".join(sorted(audio_suffixes()))
+                raise FileNotFoundError(f"{path} holds no audio files, whose names end in {known}")
             files += held
         elif path.exists():
-            files.append(path)
+            files.append(str(path))
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
     return files
@@ -45,7 +47,7 @@ def audio_files(paths: Sequence[Path]) -> list[Path]:
 def predictions(
     model: Any,
     feature_extractor: Any,
-    files: Iterable[Path],
+    files: Iterable[str],
     detector: DetectorFile,
     threshold: float | None,
     batch_size: int | None,
@@ -68,7 +70,7 @@ def predictions(
             yield {"file": row["path"], "score": float(score), "llr": llr, "label": label}
 
 
-def _readable(files: Iterable[Path], size: int, unreadable: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _readable(files: Iterable[str], size: int, unreadable: list[str]) -> Iterator[list[dict[str, Any]]]:
     """Decoded rows, `size` at a time."""
     batch: list[dict[str, Any]] = []
     for file in files:
@@ -77,7 +79,7 @@ def _readable(files: Iterable[Path], size: int, unreadable: list[str]) -> Iterat
         except (AudioDecodingError, OSError) as error:
             unreadable.append(str(error))
             continue
-        batch.append({"path": str(file), "audio": {"array": samples, "sampling_rate": rate}})
+        batch.append({"path": file, "audio": {"array": samples, "sampling_rate": rate}})
         if len(batch) == size:
             yield batch
             batch = []

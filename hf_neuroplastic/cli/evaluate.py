@@ -31,20 +31,19 @@ def evaluate(
             raise FileExistsError(f"{output} is not empty; choose another --output")
         from dataclasses import replace
 
-        from ..audio import keep_readable
         from ..audio.detector import load_detector
         from ..audio.detector_file import read_detector, write_detector
         from ..audio.evaluation import score, table_of, window_collator, write_results, write_scores
         from ..audio.figures import draw_scores
-        from .corpus import load_split
+        from .corpus import load_splits
         from .tables import percent, print_table
 
         quiet()
         network, extractor = load_detector(model)
         detector = read_detector(Path(model))
-        settings = {"data": data, "format": format, "access": access}
-        rows = keep_readable(load_split(settings, split), on_error=on_error, num_proc=workers or None)  # type: ignore[arg-type]
+        settings = {"data": data, "format": format, "access": access, "on_error": on_error}
         with bars() as report:
+            rows = load_splits(settings, (split,), workers, report)[split]
             scores = score(
                 network,
                 window_collator(extractor, None if full else detector.seconds, model=network),

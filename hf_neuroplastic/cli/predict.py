@@ -25,10 +25,10 @@ def predict(
     with one_line_errors():
         from ..audio.detector import load_detector
         from ..audio.detector_file import read_detector
-        from ..audio.prediction import audio_files, predictions, writer
+        from ..audio.prediction import files_of, predictions, writer
 
         quiet()
-        files = audio_files(paths)
+        files = files_of(paths)
         write = writer(format)
         network, extractor = load_detector(model)
         detector = read_detector(Path(model))

@@ -96,12 +96,12 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
 
     quiet()
     network, extractor = load_detector(str(settings["model"]))
-    splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers)
-    for name, rows in splits.items():
-        require_both_classes(name, rows)
-    output.mkdir(parents=True, exist_ok=True)
-    write_yaml(output / RECIPE, described)
     with bars(output / LOG) as report:
+        splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers, report)
+        for name, rows in splits.items():
+            require_both_classes(name, rows)
+        output.mkdir(parents=True, exist_ok=True)
+        write_yaml(output / RECIPE, described)
         network, run = fine_tune(
             network,
             extractor,

@@ -15,7 +15,7 @@ from hf_neuroplastic.audio import AudioCollator, AudioDecodingError
 def row(tmp_path, length, *, rate=16000, label=1, seed=0):
     path = tmp_path / f"{length}-{rate}-{seed}.wav"
     soundfile.write(path, np.random.default_rng(seed).normal(0, 0.1, length), rate, subtype="FLOAT")
-    return {"audio": {"path": str(path), "bytes": None}, "label": label, "speaker_id": "LA_0001"}
+    return {"audio": {"path": str(path), "bytes": None}, "label": label, "speaker": "LA_0001"}
 
 
 @pytest.mark.parametrize("return_attention_mask", [True, False])

@@ -12,17 +12,21 @@ and its audio is `ASVspoof2019_LA_train/flac/<FILE_NAME>.flac`.
 
 from __future__ import annotations
 
+import logging
+from itertools import compress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from datasets import Dataset
 
-from .rows import LABELS, OnError, audio_dataset
+from .readable import keep_readable
+from .rows import LABELS, OnError, audio_dataset, check_on_error, names_in
 
 SPLITS = MappingProxyType({"train": "train.trn", "dev": "dev.trl", "eval": "eval.trl"})
 ACCESSES = ("LA", "PA")
-COLUMNS = ("speaker_id", "file_name", "environment_id", "system_id", "label")
+logger = logging.getLogger(__name__)
+COLUMNS = ("speaker", "file_name", "condition", "attack", "label")
 
 
 def load_asvspoof2019(
@@ -31,32 +35,45 @@ def load_asvspoof2019(
     split: Literal["train", "dev", "eval"] = "train",
     *,
     on_error: OnError | None = None,
+    check: bool = True,
 ) -> Dataset:
     """One split of the corpus under `root` (the folder that holds `LA`, or the folder `LA` itself) in protocol order.
 
-    Columns: `audio` (path, not decoded), `label` (0 bonafide, 1 spoof), `speaker_id`, `environment_id` ("-" in LA),
-    `system_id` (the attack, "-" for bona fide) and `file_name` (no extension).
+    Rows as `hf_neuroplastic.audio.corpora.rows` says; `condition` is the environment of PA, `file_name` has no ending.
 
     Args:
-        on_error: None reads no audio. "raise" decodes every file now and refuses the corpus if one is corrupt or empty;
-            "skip" leaves such files out and names them in a warning.
+        on_error: of audio that is absent or cannot be read: None refuses absent files and reads no audio; "raise" and "skip"
+            refuse such files or leave them out, by name, as `keep_readable` does.
+        check: False reads no audio, whatever `on_error` says.
 
     Raises:
         ValueError: unknown access or split, or a malformed protocol line (named by file and number).
         FileNotFoundError: no corpus at `root`, or audio files that the protocol lists are absent.
         AudioDecodingError: with on_error="raise".
     """
+    check_on_error(on_error)
     if access not in ACCESSES:
         raise ValueError(f"access must be one of {list(ACCESSES)}, got {access!r}.")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}.")
     folder = _access_folder(Path(root), access, split)
-    rows = read_protocol(protocol_path(folder, access, split))
+    lines = read_protocol(protocol_path(folder, access, split))
     audio = audio_folder(folder, access, split)
-    columns = {name: [row[name] for row in rows] for name in COLUMNS}
-    paths = [audio / f"{name}.flac" for name in columns["file_name"]]
-    _check_present(paths, access, split)
-    return audio_dataset(paths, columns.pop("label"), columns, on_error=on_error)
+    columns = {name: [line[name] for line in lines] for name in COLUMNS}
+    held = names_in(audio)
+    absent = [name for name in columns["file_name"] if f"{name}.flac" not in held]
+    if absent:
+        told = (
+            f"{len(absent)} of {len(lines)} audio files that the {access} {split} protocol lists are absent from {audio}, the "
+            f"first ones {', '.join(f'{name}.flac' for name in absent[:5])}"
+        )
+        if on_error != "skip" or len(absent) == len(lines):
+            raise FileNotFoundError(f"{told}; unpack ASVspoof2019_{access}_{split} completely.")
+        logger.warning("left out: %s", told)
+        kept = [f"{name}.flac" in held for name in columns["file_name"]]
+        columns = {name: list(compress(column, kept)) for name, column in columns.items()}
+    rows = audio_dataset([f"{audio}/{name}.flac" for name in columns["file_name"]], columns.pop("label"), columns)
+    return rows if on_error is None or not check else keep_readable(rows, on_error=on_error)
 
 
 def protocol_path(folder: Path, access: str, split: str) -> Path:
@@ -120,13 +137,3 @@ def _access_folder(root: Path, access: str, split: str) -> Path:
         f"{protocol_path(root / access, access, split)} and {protocol_path(root, access, split)}; "
         f"give the folder that holds {access!r}, or the folder {access!r} itself."
     )
-
-
-def _check_present(paths: list[Path], access: str, split: str) -> None:
-    absent = [path for path in paths if not path.is_file()]
-    if absent:
-        names = ", ".join(path.name for path in absent[:5])
-        raise FileNotFoundError(
-            f"{len(absent)} of {len(paths)} audio files that the {access} {split} protocol lists are absent from "
-            f"{paths[0].parent}, the first ones {names}; unpack ASVspoof2019_{access}_{split} completely."
-        )

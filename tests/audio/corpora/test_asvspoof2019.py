@@ -37,9 +37,9 @@ def test_la_columns(tmp_path):
     rows = load_asvspoof2019(tmp_path, "LA", "train")
     assert rows.features["label"].names == ["bonafide", "spoof"]
     assert rows["label"][:] == [0, 0, 1, 1]
-    assert rows["speaker_id"][:] == ["LA_0079", "LA_0079", "LA_0081", "LA_0081"]
-    assert rows["system_id"][:] == ["-", "-", "A01", "A04"]
-    assert rows["environment_id"][:] == ["-"] * 4
+    assert rows["speaker"][:] == ["LA_0079", "LA_0079", "LA_0081", "LA_0081"]
+    assert rows["attack"][:] == ["-", "-", "A01", "A04"]
+    assert rows["condition"][:] == ["-"] * 4
     assert rows["file_name"][:] == [line.split()[1] for line in LA_LINES]
     assert rows[2]["audio"] == {"bytes": None, "path": str(audio / "LA_T_1004644.flac")}
 
@@ -47,8 +47,8 @@ def test_la_columns(tmp_path):
 def test_pa_has_environments(tmp_path):
     write_split(tmp_path, PA_LINES, access="PA")
     rows = load_asvspoof2019(tmp_path, "PA", "train")
-    assert rows["environment_id"][:] == ["aaa", "aab"]
-    assert rows["system_id"][:] == ["-", "AA"]
+    assert rows["condition"][:] == ["aaa", "aab"]
+    assert rows["attack"][:] == ["-", "AA"]
     assert rows["label"][:] == [0, 1]
 
 

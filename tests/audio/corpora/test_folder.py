@@ -1,4 +1,7 @@
-"""Folders of real and fake files, with splits or flat."""
+"""Folders of real and fake files: split first, label first, flat."""
+
+import logging
+import os
 
 import numpy as np
 import pytest
@@ -88,3 +91,77 @@ def test_unreadable_files_are_skipped(tmp_path):
     write_files(tmp_path / "train", ["real/a.wav", "real/b.wav", "fake/a.wav"])
     (tmp_path / "train" / "real" / "a.wav").write_bytes(b"")
     assert load_folder(tmp_path, "train", on_error="skip")["file_name"][:] == ["train/real/b.wav", "train/fake/a.wav"]
+
+
+SPLITS = ("train", "dev", "eval")
+
+
+@pytest.mark.parametrize("nesting", ["", "for-norm/", "for-norm/for-norm/"])
+def test_label_first_layouts_keep_their_splits_apart(tmp_path, nesting):
+    names = [
+        f"{nesting}{label}/{split}/{split}{i}.wav" for label in ("Real", "fake") for split in SPLITS for i in range(3)
+    ]
+    write_files(tmp_path, names)
+    for split in SPLITS:
+        found = load_folder(tmp_path, split)
+        assert sorted(found["file_name"][:]) == sorted(name for name in names if f"/{split}/" in name)
+        assert found["label"][:] == [0] * 3 + [1] * 3
+
+
+def test_splits_in_one_label_folder_only_are_refused(tmp_path):
+    write_files(tmp_path, ["real/train/a.wav", "real/test/a.wav", "fake/a.wav"])
+    with pytest.raises(FileNotFoundError, match=r"fake has no folder for split 'eval'"):
+        load_folder(tmp_path, "eval")
+
+
+def test_splits_beside_labels_are_refused(tmp_path):
+    write_files(tmp_path, ["real/a.wav", "fake/a.wav", "test/real/a.wav"])
+    with pytest.raises(ValueError, match=r"splits and of labels side by side \(fake, real, test\)"):
+        load_folder(tmp_path, "eval")
+
+
+def test_links_are_followed_once_and_hidden_folders_are_not(tmp_path, caplog):
+    write_files(
+        tmp_path / "data", ["train/real/a.wav", "train/fake/a.wav", "train/fake/.trash/a.wav", "train/real/.b.wav"]
+    )
+    write_files(tmp_path / "store", ["b.wav", "deep/c.wav"])
+    real = tmp_path / "data" / "train" / "real"
+    os.symlink(tmp_path / "store", real / "alice")
+    os.symlink(tmp_path / "store", real / "bob")
+    os.symlink(real, tmp_path / "store" / "back")
+    os.symlink(tmp_path / "store" / "deep", real / "again")  # comes before the folder that it leads to
+    with caplog.at_level(logging.WARNING):
+        rows = load_folder(tmp_path / "data", "train")
+    expected = ["train/real/a.wav", "train/real/again/c.wav", "train/real/alice/b.wav", "train/fake/a.wav"]
+    assert rows["file_name"][:] == expected
+    assert rows["speaker"][:] == ["-", "again", "alice", "-"]
+    assert "2 hidden files and folders" in caplog.text
+    assert "3 links to folders that are listed already" in caplog.text
+
+
+def test_files_of_other_formats_are_counted(tmp_path, caplog):
+    write_files(tmp_path / "train", ["real/a.wav", "fake/vits/a.wav"])
+    for name in ("a.m4a", "b.M4A", "README"):
+        (tmp_path / "train" / "fake" / name).write_bytes(b"0")
+    with caplog.at_level(logging.WARNING):
+        rows = load_folder(tmp_path, "train")
+    assert rows["attack"][:] == ["-", "vits"]
+    assert "3 files that soundfile does not read (2 .m4a, 1 without an ending)" in caplog.text
+
+
+def test_names_that_are_not_utf8_are_refused_or_left_out_by_name(tmp_path, caplog):
+    write_files(tmp_path / "train", ["real/a.wav", "fake/a.wav"])
+    os.link(tmp_path / "train/real/a.wav", os.fsencode(tmp_path / "train/real") + b"/caf\xe9.wav")
+    for on_error in (None, "raise"):
+        with pytest.raises(ValueError, match=r"caf\\xe9\.wav is not UTF-8; rename"):
+            load_folder(tmp_path, "train", on_error=on_error)
+    with caplog.at_level(logging.WARNING):
+        assert len(load_folder(tmp_path, "train", on_error="skip")) == 2
+    assert "1 files whose names are not UTF-8" in caplog.text
+
+
+def test_flat_folders_of_speakers_are_split_with_a_word(tmp_path, caplog):
+    write_files(tmp_path, [f"{label}/alice/{i}.wav" for label in ("real", "fake") for i in range(10)])
+    with caplog.at_level(logging.WARNING):
+        load_folder(tmp_path, "train")
+    assert "folders such as alice have files in several splits" in caplog.text

@@ -63,8 +63,8 @@ def test_loads_back_balanced_with_every_file_sound(corpus):
 
 def test_evaluation_holds_unseen_speakers_and_one_unseen_attack(corpus):
     rows = {split: load_asvspoof2019(corpus, "LA", split) for split in SMALL["utterances"]}
-    speakers = {split: set(part["speaker_id"][:]) for split, part in rows.items()}
-    attacks = {split: set(part["system_id"][:]) - {"-"} for split, part in rows.items()}
+    speakers = {split: set(part["speaker"][:]) for split, part in rows.items()}
+    attacks = {split: set(part["attack"][:]) - {"-"} for split, part in rows.items()}
     assert not speakers["train"] & speakers["dev"]
     assert not (speakers["train"] | speakers["dev"]) & speakers["eval"]
     assert attacks == {"train": {"A01", "A02", "A03"}, "dev": {"A01", "A02", "A03"}, "eval": set(ATTACKS)}
