@@ -29,6 +29,9 @@ class AudioCollator:
     neuron statistics must not count padding (also for models trained without, such as wav2vec2-base, whose
     convolutions see the same zeros either way); `labels` [B] if every row has `label`.
 
+    A row may have `part`, (seconds, share): the window of so many seconds that lies this share of the way from the recording's
+    beginning (0) to its end (1).
+
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
         max_seconds: crop longer audio to this; None keeps all of it.
@@ -68,13 +71,7 @@ class AudioCollator:
                 f"rows need the column 'audio', got {sorted(rows[0])}; "
                 "set remove_unused_columns=False in TrainingArguments."
             )
-        rate = self.feature_extractor.sampling_rate
-        waveforms = [self._window(row["audio"], rate) for row in rows]
-        batch = dict(
-            self.feature_extractor(
-                waveforms, sampling_rate=rate, padding=self.padding, return_attention_mask=True, return_tensors="pt"
-            )
-        )
+        batch = self.features([self.window(row) for row in rows])
         labelled = sum("label" in row for row in rows)
         if labelled not in (0, len(rows)):
             raise ValueError(f"rows must all have a label or none, got {labelled} of {len(rows)} with one.")
@@ -82,19 +79,36 @@ class AudioCollator:
             batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.long)
         return batch
 
-    def _window(self, audio: Any, rate: int) -> Waveform:
+    def window(self, row: Mapping[str, Any]) -> Waveform:
+        """Samples [n] of a row, at the extractor's rate: the window that `part` names, or the one that is drawn."""
+        audio, rate = row["audio"], self.feature_extractor.sampling_rate
         rng = np.random.default_rng((self.seed, self.epoch, _recording(audio)))
-        if self.max_seconds is None:
+        seconds, share = row.get("part") or (self.max_seconds, None)
+        if seconds is None:
             samples = resample(*decode_row(audio), rate)
         else:
-            length = max(1, round(self.max_seconds * rate))
-            samples = window_of_row(audio, rate, length, lambda spare: self._place(spare, rng))
+            length = max(1, round(seconds * rate))
+            samples = window_of_row(audio, rate, length, lambda spare: self._place(spare, share, rng))
         shortest = self.min_seconds or self.max_seconds or SHORTEST
         if samples.shape[0] < (needed := max(1, round(shortest * rate))):
             samples = np.resize(samples, needed)
         return samples if self.augment is None else self.augment(samples, rate, rng)
 
-    def _place(self, spare: int, rng: np.random.Generator) -> int:
+    def features(self, waveforms: Sequence[Waveform]) -> dict[str, torch.Tensor]:
+        """Model inputs of samples at the extractor's rate."""
+        return dict(
+            self.feature_extractor(
+                waveforms,
+                sampling_rate=self.feature_extractor.sampling_rate,
+                padding=self.padding,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+        )
+
+    def _place(self, spare: int, share: float | None, rng: np.random.Generator) -> int:
+        if share is not None:
+            return round(share * spare)
         return int(rng.integers(spare + 1)) if self.random_crop else spare // 2
 
 

@@ -48,6 +48,13 @@ def check(source: Source, *, name: str | None = None) -> None:
             pass
 
 
+def duration(source: Source, *, name: str | None = None) -> float:
+    """Seconds of audio as the header tells, or by counting where it tells none; raises as `decode` does."""
+    with _opened(source, name) as file:
+        told = 0 < file.frames <= MOST_FRAMES
+        return (file.frames if told else sum(block.shape[0] for block in _blocks(file))) / file.samplerate
+
+
 def resample(samples: Waveform, rate: int, target_rate: int) -> Waveform:
     """Samples [n] at `rate` Hz to [ceil(n * target_rate / rate)] at `target_rate` Hz, by a polyphase low-pass."""
     for label, value in (("rate", rate), ("target_rate", target_rate)):

@@ -33,7 +33,7 @@ from transformers import (
 from ..neurons.config import DropInConfig
 from . import load_asvspoof2019, write_corpus
 from .detector import label_settings
-from .evaluation import score, window_collator
+from .evaluation import score
 from .figures import draw_runs
 from .recipe import Recipe
 from .training import Run, fine_tune
@@ -200,7 +200,7 @@ def _run_all(folder: Path, kind: str, size: Scale, seed: int, report: Report | N
         extractor = AutoFeatureExtractor.from_pretrained(start)
         recipe = replace(size.recipe, method=method)
         model, run = fine_tune(model, extractor, train, dev, recipe, progress=stage(method))
-        scores = score(model, window_collator(extractor, recipe.seconds), evaluation)
+        scores = score(model, extractor, evaluation, recipe.seconds)
         runs.append(replace(run, evaluation=scores))
     model.save_pretrained(folder / MODEL)
     extractor.save_pretrained(folder / MODEL)

@@ -127,3 +127,27 @@ def shortest_window(model: Any, sampling_rate: int) -> float:
     while int(lengths(torch.tensor(samples))) < frames:
         samples += max(1, sampling_rate // 200)
     return samples / sampling_rate
+
+
+def longest_window(feature_extractor: Any) -> float | None:
+    """Seconds of audio that an extractor of fixed length takes, such as AST's or Whisper's; None of others."""
+    samples = getattr(feature_extractor, "n_samples", None)
+    if samples is not None:
+        return samples / feature_extractor.sampling_rate
+    frames = getattr(feature_extractor, "max_length", None)  # of 25 ms, every 10 ms
+    return None if frames is None else frames * 0.01 + 0.015
+
+
+def require_window(seconds: float, feature_extractor: Any) -> None:
+    """Raises ValueError where the extractor would cut the windows."""
+    longest = longest_window(feature_extractor)
+    if longest is not None and seconds > longest:
+        raise ValueError(
+            f"seconds must be at most {longest:g}, which is all that {type(feature_extractor).__name__} takes of a recording; "
+            f"got {seconds:g}"
+        )
+
+
+def pads_safely(model: Any) -> bool:
+    """Whether a recording's score does not depend on padding beside it: the front end does not norm over time."""
+    return getattr(model.config, "feat_extract_norm", None) != "group"

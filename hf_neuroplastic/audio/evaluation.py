@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from .collator import SHORTEST, AudioCollator
-from .corpora.rows import LABELS
-from .detector import shortest_window
+from .corpora.rows import LABELS, duration_of_row
+from .detector import longest_window, pads_safely, shortest_window
 from .metrics import equal_error_rate
+
+LONGEST_PART = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,38 @@ def bona_fide_scores(logits: Any) -> NDArray[np.float64]:
 @torch.inference_mode()
 def score(
     model: Any,
-    collator: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    feature_extractor: Any,
     rows: Dataset,
+    seconds: float,
     *,
+    full: bool = False,
     batch_size: int = 16,
     workers: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Scores:
-    """Scores of every row, in the order of the rows.
-
-    A score does not depend on the other rows of a batch: give a collator that makes windows of one length, or batch_size=1.
+    """Scores of every row, in the order of the rows; no score depends on the other rows of a batch.
 
     Args:
-        collator: see `window_collator`. rows: with `audio` and, where known, `label`, an attack (`attack`) and others.
-        workers: processes that load audio. progress: called as progress(done, rows).
+        rows: with `audio` and, where known, `label`, `attack` and `condition`.
+        seconds: length of the window in the middle of a recording that is scored; shorter recordings are repeated.
+        full: score whole recordings, see `parts_of`.
+        batch_size: windows at a time. workers: processes that load audio. progress: called as progress(done, windows).
     """
     model.eval()
-    found = list[NDArray[np.float64]]()
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
-    for batch in loader:
-        found.append(model(**inputs_of(model, batch)).logits.double().cpu().numpy())
+    collator = scoring_collator(feature_extractor, seconds, full, model)
+    audio = [row["audio"] for row in rows.select_columns("audio").with_format(None)]
+    parts, batches = _batches(audio, feature_extractor, seconds, full, batch_size, model)
+    items = [{"audio": audio[index], "part": part} for index, part in parts]
+    loader: Any = DataLoader(items, batch_sampler=batches, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
+    logits, count, done = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows)), 0
+    for batch, chosen in zip(loader, batches, strict=True):
+        owners = [parts[index][0] for index in chosen]
+        np.add.at(logits, owners, model(**inputs_of(model, batch)).logits.double().cpu().numpy())
+        np.add.at(count, owners, 1)
+        done += len(chosen)
         if progress is not None:
-            progress(min(len(found) * batch_size, len(rows)), len(rows))
-    logits = np.concatenate(found)
+            progress(done, len(parts))
+    logits /= count[:, None]
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits).all(1))
         raise ValueError(
@@ -91,7 +104,7 @@ def score(
             "the model's weights are not finite, or float16 overflowed"
         )
     columns = rows.column_names
-    unknown = [""] * len(rows)
+    unknown = ["-"] * len(rows)
     return Scores(
         file_names(rows),
         np.asarray(rows["label"] if "label" in columns else [-1] * len(rows)),
@@ -99,6 +112,42 @@ def score(
         list(rows["attack"]) if "attack" in columns else unknown,
         list(rows["condition"]) if "condition" in columns else unknown,
     )
+
+
+Part = tuple[float, float]  # seconds, and the share of the way through the recording
+
+
+def parts_of(duration: float, longest: float) -> list[Part]:
+    """Equal windows, no longer than `longest` seconds, that cover a recording together; a score is the mean of theirs."""
+    count = math.ceil(duration / longest)
+    length = duration / count
+    return [(length, 0.0)] if count == 1 else [(length, index / (count - 1)) for index in range(count)]
+
+
+def longest_part(feature_extractor: Any, seconds: float) -> float:
+    """Seconds of a whole recording that are scored in one piece: the trained window where the model's input has a fixed
+    length, else enough for all but long recordings, whose attention would not fit into memory."""
+    return seconds if longest_window(feature_extractor) is not None else max(seconds, LONGEST_PART)
+
+
+def _batches(
+    audio: Sequence[Any], feature_extractor: Any, seconds: float, full: bool, batch_size: int, model: Any
+) -> tuple[list[tuple[int, Part | None]], list[list[int]]]:
+    """Windows as (row, part), and batches of their indices; parts of whole recordings lie beside others of their length."""
+    if not full:
+        return [(index, None) for index in range(len(audio))], _cut(range(len(audio)), batch_size)
+    longest = longest_part(feature_extractor, seconds)
+    parts = [(index, part) for index, each in enumerate(audio) for part in parts_of(duration_of_row(each), longest)]
+    by_length = sorted(range(len(parts)), key=lambda index: parts[index][1][0])
+    if pads_safely(model):
+        return list(parts), _cut(by_length, batch_size)
+    rate = feature_extractor.sampling_rate
+    groups = groupby(by_length, key=lambda index: round(parts[index][1][0] * rate))
+    return list(parts), [batch for _, group in groups for batch in _cut(list(group), batch_size)]
+
+
+def _cut(indices: Sequence[int], size: int) -> list[list[int]]:
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
 def taken_by(model: Any) -> set[str]:
@@ -133,6 +182,12 @@ def window_collator(
     return AudioCollator(
         feature_extractor, seconds, seed is not None, max(needed, seconds or 0), padding, seed=seed or 0
     )
+
+
+def scoring_collator(feature_extractor: Any, seconds: float, full: bool, model: Any) -> AudioCollator:
+    """Windows in the middle of recordings, or parts of whole ones, which are not repeated to the length of a window."""
+    whole = full and longest_window(feature_extractor) is None
+    return window_collator(feature_extractor, None if whole else seconds, model=model)
 
 
 def table_of(scores: Scores) -> list[dict[str, Any]]:

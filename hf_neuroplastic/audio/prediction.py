@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
+from .collator import AudioCollator
 from .corpora.folder import LeftOut, audio_files, audio_suffixes
 from .corpora.rows import LABELS
-from .decoding import AudioDecodingError, decode
+from .decoding import AudioDecodingError, Waveform, duration
 from .detector_file import DetectorFile
-from .evaluation import bona_fide_scores, inputs_of, window_collator
+from .evaluation import bona_fide_scores, inputs_of, longest_part, parts_of, scoring_collator
 
 COLUMNS = ("file", "score", "llr", "label")
 Prediction = dict[str, Any]
@@ -50,36 +52,48 @@ def predictions(
     files: Iterable[str],
     detector: DetectorFile,
     threshold: float | None,
-    batch_size: int | None,
     unreadable: list[str],
+    *,
+    full: bool = False,
+    batch_size: int = 16,
 ) -> Iterator[Prediction]:
-    """A row of `COLUMNS` per file, in the order of the files, as soon as its batch is scored.
+    """A row of `COLUMNS` per file, in the order of the files, as soon as its batch is scored; the scores are those of `score`.
 
     Args:
         threshold: bona fide from this log-likelihood ratio on; None for no labels.
-        batch_size: windows at a time; None scores whole recordings, one at a time.
         unreadable: filled with what was wrong with files that are left out.
+        full: score whole recordings, not the window in their middle. batch_size: windows at a time.
     """
     model.eval()
-    collator = window_collator(feature_extractor, None if batch_size is None else detector.seconds, model=model)
-    for batch in _readable(files, batch_size or 1, unreadable):
-        scores = bona_fide_scores(model(**inputs_of(model, collator(batch))).logits.double().cpu().numpy())
-        for row, score in zip(batch, scores, strict=True):
-            llr = float(score) - detector.log_prior_odds
+    collator = scoring_collator(feature_extractor, detector.seconds, full, model)
+    longest = longest_part(feature_extractor, detector.seconds) if full else None
+    for batch in _readable(files, collator, longest, 1 if full else batch_size, unreadable):
+        windows = [window for _, held in batch for window in held]
+        logits = [
+            model(**inputs_of(model, collator.features(windows[start : start + batch_size])))
+            .logits.double()
+            .cpu()
+            .numpy()
+            for start in range(0, len(windows), batch_size)
+        ]
+        ends = np.cumsum([len(held) for _, held in batch])[:-1]
+        for (file, _), scores in zip(batch, np.split(bona_fide_scores(np.concatenate(logits)), ends), strict=True):
+            llr = float(scores.mean()) - detector.log_prior_odds
             label = "" if threshold is None else LABELS[0 if llr >= threshold else 1]
-            yield {"file": row["path"], "score": float(score), "llr": llr, "label": label}
+            yield {"file": file, "score": float(scores.mean()), "llr": llr, "label": label}
 
 
-def _readable(files: Iterable[str], size: int, unreadable: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Decoded rows, `size` at a time."""
-    batch: list[dict[str, Any]] = []
+def _readable(
+    files: Iterable[str], collator: AudioCollator, longest: float | None, size: int, unreadable: list[str]
+) -> Iterator[list[tuple[str, list[Waveform]]]]:
+    """Files and their windows, `size` files at a time; of whole files, where `longest` is given, the parts."""
+    batch = list[tuple[str, list[Waveform]]]()
     for file in files:
         try:
-            samples, rate = decode(file)
+            parts = [None] if longest is None else parts_of(duration(file), longest)
+            batch.append((file, [collator.window({"audio": file, "part": part}) for part in parts]))
         except (AudioDecodingError, OSError) as error:
             unreadable.append(str(error))
-            continue
-        batch.append({"path": file, "audio": {"array": samples, "sampling_rate": rate}})
         if len(batch) == size:
             yield batch
             batch = []

@@ -20,7 +20,7 @@ def evaluate(
     format: Annotated[str, typer.Option(help="Layout of the corpus: asvspoof2019 or folder.")] = "asvspoof2019",
     access: Annotated[str, typer.Option(help="Part of ASVspoof 2019: LA or PA.")] = "LA",
     split: Annotated[str, typer.Option(help="train, dev or eval.")] = "eval",
-    full: Annotated[bool, typer.Option("--full", help="Score whole recordings, one at a time, not windows.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Score whole recordings, not windows.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that check and load audio.")] = 0,
     on_error: Annotated[str, typer.Option(help="Corrupt or empty audio files: raise or skip.")] = "raise",
@@ -33,7 +33,7 @@ def evaluate(
 
         from ..audio.detector import load_detector
         from ..audio.detector_file import read_detector, write_detector
-        from ..audio.evaluation import score, table_of, window_collator, write_results, write_scores
+        from ..audio.evaluation import score, table_of, write_results, write_scores
         from ..audio.figures import draw_scores
         from .corpus import load_splits
         from .tables import percent, print_table
@@ -46,9 +46,11 @@ def evaluate(
             rows = load_splits(settings, (split,), workers, report)[split]
             scores = score(
                 network,
-                window_collator(extractor, None if full else detector.seconds, model=network),
+                extractor,
                 rows,
-                batch_size=1 if full else batch_size,
+                detector.seconds,
+                full=full,
+                batch_size=batch_size,
                 workers=workers,
                 progress=lambda done, total: report("scoring", done, total),
             )

@@ -18,7 +18,7 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Bona fide from this log-likelihood ratio on; default: what evaluate chose.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Score whole recordings, one at a time, not windows.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Score whole recordings, not windows.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 16,
 ) -> None:
     """Score recordings: file, score, log-likelihood ratio, label. Unreadable files are named at the end (exit code 1)."""
@@ -34,7 +34,7 @@ def predict(
         detector = read_detector(Path(model))
         limit = threshold if threshold is not None else detector.threshold
         unreadable: list[str] = []
-        found = predictions(network, extractor, files, detector, limit, None if full else batch_size, unreadable)
+        found = predictions(network, extractor, files, detector, limit, unreadable, full=full, batch_size=batch_size)
         if output is None:
             write(typer.get_text_stream("stdout"), found)
         else:

@@ -86,9 +86,9 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     from dataclasses import replace
 
     from ..audio.demo import RESULTS, write_results
-    from ..audio.detector import load_detector
+    from ..audio.detector import load_detector, require_window
     from ..audio.detector_file import DetectorFile, log_prior_odds, write_detector
-    from ..audio.evaluation import score, window_collator
+    from ..audio.evaluation import score
     from ..audio.figures import draw_runs
     from ..audio.training import fine_tune, require_both_classes
     from .corpus import load_splits
@@ -96,6 +96,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
 
     quiet()
     network, extractor = load_detector(str(settings["model"]))
+    require_window(recipe.seconds, extractor)
     with bars(output / LOG) as report:
         splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers, report)
         for name, rows in splits.items():
@@ -117,11 +118,11 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
             report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
             raise typer.Exit(130)
         if "eval" in splits:
-            collator = window_collator(extractor, recipe.seconds, model=network)
             scores = score(
                 network,
-                collator,
+                extractor,
                 splits["eval"],
+                recipe.seconds,
                 batch_size=2 * recipe.batch_size,
                 workers=recipe.workers,
                 progress=lambda done, total: report("evaluation", done, total),

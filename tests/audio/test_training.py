@@ -54,13 +54,13 @@ def test_windows_are_random_in_training_differ_between_epochs_and_are_the_same_i
 
 
 def test_an_epoch_of_training_has_windows_of_its_own(corpus, model, monkeypatch):
-    epochs, window = [], AudioCollator._window
+    epochs, window = [], AudioCollator.window
 
     def noted(self, *given):
         epochs.append(self.epoch)
         return window(self, *given)
 
-    monkeypatch.setattr(AudioCollator, "_window", noted)
+    monkeypatch.setattr(AudioCollator, "window", noted)
     recipe = Recipe(method="adamw", steps=8, batch_size=4, seconds=0.3)  # 16 utterances: two epochs
     fine_tune(*loaded(model), splits(corpus)[0], None, recipe)
     assert epochs[:16] == [0] * 16

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 
-from ..decoding import Waveform, decode, load_window, window_of
+from ..decoding import Waveform, decode, duration, load_window, window_of
 
 LABELS = ("bonafide", "spoof")  # the order of class ids, model heads and logits
 OnError = Literal["raise", "skip"]
@@ -54,6 +54,15 @@ def decode_row(audio: Mapping[str, Any] | str) -> tuple[Waveform, int]:
         return decoded
     source, name = source_of(audio)
     return decode(source, name=name)
+
+
+def duration_of_row(audio: Mapping[str, Any] | str) -> float:
+    """As `duration`, of the values that `decode_row` takes."""
+    decoded = _decoded(audio)
+    if decoded is not None:
+        return len(decoded[0]) / decoded[1]
+    source, name = source_of(audio)
+    return duration(source, name=name)
 
 
 def window_of_row(
