@@ -1,43 +1,18 @@
-"""EqualErrorRate, DET points and min t-DCF against exhaustive forms in exact rational arithmetic."""
+"""The EER against exhaustive forms in exact rational arithmetic, and against the organisers' rule."""
 
 import re
-from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from trials import exact_points, trials
 
 from hf_neuroplastic.audio.metrics import (
     EqualErrorRate,
-    TandemCosts,
     detection_error_tradeoff,
     equal_error_rate,
-    min_tdcf,
+    equal_error_rate_interval,
 )
-
-ASV = {"asv_miss": 0.05, "asv_false_alarm": 0.03, "asv_false_alarm_spoof": 0.4}
-
-
-def trials(seed, distinct, count=60, shift=1.0):
-    """Scores [count] with few distinct values, hence many ties, and labels 0 (bona fide) or 1."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, count)
-    labels[:2] = 0, 1
-    scores = rng.normal(0.0, 1.0, count) + shift * (labels == 0)
-    return np.round(scores * distinct / 4) / distinct, labels
-
-
-def exact_points(scores, labels):
-    """(FAR, FRR) as fractions for every threshold, by counting trial by trial."""
-    positives = [s for s, label in zip(scores, labels, strict=True) if label == 0]
-    negatives = [s for s, label in zip(scores, labels, strict=True) if label != 0]
-    return [
-        (
-            Fraction(sum(s >= threshold for s in negatives), len(negatives)),
-            Fraction(sum(s < threshold for s in positives), len(positives)),
-        )
-        for threshold in [*sorted(set(scores)), np.inf]
-    ]
 
 
 def exact_eer(scores, labels):
@@ -51,11 +26,36 @@ def exact_eer(scores, labels):
 
 @pytest.mark.parametrize("distinct", [1, 3, 10, 10_000])
 @pytest.mark.parametrize("seed", range(8))
-def test_eer_equals_exact_crossing(seed, distinct):
+def test_interpolated_eer_equals_exact_crossing(seed, distinct):
     scores, labels = trials(seed, distinct)
-    eer, threshold = equal_error_rate(scores, labels)
+    eer, threshold = equal_error_rate(scores, labels, interpolate=True)
     assert eer == pytest.approx(float(exact_eer(scores, labels)), abs=1e-15)
     assert threshold in scores
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 10, 10_000])
+@pytest.mark.parametrize("seed", range(8))
+def test_eer_is_the_mean_of_the_rates_where_they_are_nearest(seed, distinct):
+    scores, labels = trials(seed, distinct)
+    points = exact_points(scores, labels)
+    nearest = min(abs(far - frr) for far, frr in points)
+    allowed = [float(far + frr) / 2 for far, frr in points if abs(far - frr) == nearest]
+    assert min(abs(equal_error_rate(scores, labels)[0] - value) for value in allowed) < 1e-15
+
+
+@pytest.mark.parametrize(("bona_fide", "spoofed"), [(1, 1), (7, 3), (100, 900), (501, 499)])
+@pytest.mark.parametrize("seed", range(5))
+def test_eer_without_ties_is_that_of_one_trial_after_the_other(seed, bona_fide, spoofed):
+    """Each trial in turn falls below the threshold, as in the organisers' scripts."""
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.normal(size=bona_fide + spoofed), np.repeat([0, 1], [bona_fide, spoofed])
+    scores[labels == 0] += 1
+    best, far, frr = (1.0, 0.5), spoofed, 0
+    for index in np.argsort(scores):
+        frr, far = frr + (labels[index] == 0), far - (labels[index] == 1)
+        rates = frr / bona_fide, far / spoofed
+        best = min(best, (abs(rates[0] - rates[1]), sum(rates) / 2), key=lambda pair: pair[0])
+    assert equal_error_rate(scores, labels)[0] == pytest.approx(best[1], abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -71,43 +71,28 @@ def test_det_points_equal_counts(seed):
 @pytest.mark.parametrize("distinct", [3, 10_000])
 def test_eer_symmetries(seed, distinct):
     scores, labels = trials(seed, distinct)
-    eer, _ = equal_error_rate(scores, labels)
     order = np.random.default_rng(seed).permutation(scores.size)
-    assert equal_error_rate(scores[order], labels[order])[0] == eer
-    assert equal_error_rate(np.exp(scores), labels)[0] == eer
-    assert equal_error_rate(np.repeat(scores, 3), np.repeat(labels, 3))[0] == pytest.approx(eer, abs=1e-15)
-    assert equal_error_rate(-scores, labels, positive_label=1)[0] == pytest.approx(eer, abs=1e-15)
-    assert equal_error_rate(-scores, labels)[0] == pytest.approx(1.0 - eer, abs=1e-15)
+    for interpolate in (False, True):
+        eer = equal_error_rate(scores, labels, interpolate=interpolate)[0]
+        assert equal_error_rate(scores[order], labels[order], interpolate=interpolate)[0] == eer
+        assert equal_error_rate(np.exp(scores), labels, interpolate=interpolate)[0] == eer
+        tripled = equal_error_rate(np.repeat(scores, 3), np.repeat(labels, 3), interpolate=interpolate)[0]
+        assert tripled == pytest.approx(eer, abs=1e-15)
+    assert equal_error_rate(-scores, labels, 1, interpolate=True)[0] == pytest.approx(eer, abs=1e-15)
+    assert equal_error_rate(-scores, labels, interpolate=True)[0] == pytest.approx(1.0 - eer, abs=1e-15)
 
 
 def test_eer_of_known_cases():
     assert equal_error_rate([2.0, 3.0, 0.0, 1.0], [0, 0, 1, 1]) == (0.0, 2.0)
     assert equal_error_rate([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])[0] == 1.0
     assert equal_error_rate([7.0, 7.0, 7.0], [0, 1, 1]) == (0.5, 7.0)
+    assert equal_error_rate([7.0, 7.0, 7.0], [0, 1, 1], interpolate=True) == (0.5, 7.0)
+    # 3 of 10 bona fide, and 9 of 10 spoofed trials share a score: nothing lies between (.9, 0) and (0, .3)
+    tied = [0.0, *[1.0] * 9, *[1.0] * 3, *[2.0] * 7], [1] * 10 + [0] * 10
+    assert equal_error_rate(*tied)[0] == pytest.approx(0.15, abs=1e-15)
+    assert equal_error_rate(*tied, interpolate=True)[0] == pytest.approx(0.225, abs=1e-15)
     # one of four bona fide below one of four spoofed
     assert equal_error_rate([1, 5, 6, 7, 0, 0, 0, 2], [0, 0, 0, 0, 1, 1, 1, 1]) == (0.25, 2.0)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_min_tdcf_equals_exhaustive_minimum(seed):
-    scores, labels = trials(seed, distinct=10)
-    target, nontarget, spoof = 0.95 * 0.99, 0.95 * 0.01, 0.05
-    # target: missed by the ASV, or by the countermeasure first; nontarget: only what passes both; spoof: likewise
-    costs = [
-        target * (frr + (1 - frr) * 0.05) + nontarget * 10 * (1 - frr) * 0.03 + spoof * 10 * far * 0.4
-        for far, frr in ((float(far), float(frr)) for far, frr in exact_points(scores, labels))
-    ]
-    expected = min(costs) / min(costs[0], costs[-1])
-    assert min_tdcf(scores, labels, **ASV) == pytest.approx(expected, rel=1e-12)
-    assert expected <= 1.0
-
-
-def test_min_tdcf_of_extremes():
-    floor = 0.9405 * 0.05 + 0.0095 * 10 * 0.03
-    assert min_tdcf([1.0, 0.0], [0, 1], **ASV) == pytest.approx(floor / (floor + 0.05 * 10 * 0.4), rel=1e-12)
-    assert min_tdcf([1.0, 1.0], [0, 1], **ASV) == pytest.approx(1.0, rel=1e-12)
-    no_spoof_cost = TandemCosts(cost_false_alarm_spoof=1e-9)
-    assert min_tdcf([0.0, 1.0], [0, 1], costs=no_spoof_cost, **ASV) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_metric_computes_offline_and_in_batches():
@@ -122,7 +107,9 @@ def test_metric_computes_offline_and_in_batches():
     metric.add_batch(predictions=scores[20:], references=labels[20:])
     assert metric.compute()["eer"] == expected_eer
     flipped = metric.compute(predictions=-scores, references=labels, positive_label=1)
-    assert flipped["eer"] == pytest.approx(expected_eer, abs=1e-15)
+    assert flipped["eer"] == pytest.approx(1 - metric.compute(predictions=-scores, references=labels)["eer"], abs=0.1)
+    found = metric.compute(predictions=scores, references=labels, draws=50)
+    assert (found["eer_low"], found["eer_high"]) == equal_error_rate_interval(scores, labels, draws=50)
 
 
 BAD_TRIALS = {
@@ -137,7 +124,7 @@ BAD_TRIALS = {
 
 
 @pytest.mark.parametrize("case", BAD_TRIALS)
-@pytest.mark.parametrize("function", [equal_error_rate, detection_error_tradeoff])
+@pytest.mark.parametrize("function", [equal_error_rate, detection_error_tradeoff, equal_error_rate_interval])
 def test_bad_trials_are_refused(function, case):
     scores, labels, words = BAD_TRIALS[case]
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -157,15 +144,34 @@ def test_metric_reports_bad_trials_and_recovers():
     assert EqualErrorRate().compute(predictions=[1.0, 0.0], references=[0, 1])["eer"] == 0.0
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"asv_miss": 1.5}, "asv_miss must be a rate between 0 and 1, got 1.5"),
-        ({"asv_false_alarm": float("nan")}, "asv_false_alarm must be a rate"),
-        ({"asv_miss": 1.0}, "C1 > 0"),
-        ({"asv_false_alarm_spoof": 0.0}, "C2 > 0"),
-    ],
-)
-def test_bad_asv_rates_are_refused(change, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
-        min_tdcf([1.0, 0.0], [0, 1], **{**ASV, **change})
+def gaussians(seed, count):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], [count, 2 * count])
+    return rng.normal(size=3 * count) + 2.0 * (labels == 0), labels  # EER: that of a normal deviate of 1, .1587
+
+
+def test_interval_covers_the_true_rate_as_often_as_it_says():
+    covered = sum(
+        low <= 0.1587 <= high
+        for low, high in (
+            equal_error_rate_interval(*gaussians(seed, 100), confidence=0.8, draws=200) for seed in range(150)
+        )
+    )
+    assert 0.7 < covered / 150 < 0.9
+
+
+def test_interval_is_seeded_and_narrows_with_more_trials():
+    widths = []
+    for count in (50, 500, 5000):
+        low, high = equal_error_rate_interval(*gaussians(0, count), draws=200)
+        assert low < equal_error_rate(*gaussians(0, count))[0] < high
+        assert equal_error_rate_interval(*gaussians(0, count), draws=200) == (low, high)
+        assert equal_error_rate_interval(*gaussians(0, count), draws=200, seed=1) != (low, high)
+        widths.append(high - low)
+    assert widths[0] > 2 * widths[1] > 4 * widths[2]
+
+
+@pytest.mark.parametrize("options", [{"confidence": 1.0}, {"confidence": float("nan")}, {"draws": 0}])
+def test_intervals_of_nothing_are_refused(options):
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, and draws be at least 1"):
+        equal_error_rate_interval([1.0, 0.0], [0, 1], **options)
