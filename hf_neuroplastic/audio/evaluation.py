@@ -18,7 +18,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from .collator import SHORTEST, AudioCollator
+from .collator import SHORTEST, AudioCollator, Augment
 from .corpora.rows import LABELS, duration_of_row
 from .detector import longest_window, pads_safely, shortest_window
 from .metrics import equal_error_rate
@@ -170,17 +170,28 @@ def file_names(rows: Dataset) -> list[str]:
 
 
 def window_collator(
-    feature_extractor: Any, seconds: float | None, *, model: Any = None, seed: int | None = None
+    feature_extractor: Any,
+    seconds: float | None,
+    *,
+    model: Any = None,
+    seed: int | None = None,
+    augment: Augment | None = None,
 ) -> AudioCollator:
     """Windows of `seconds`, in the middle or, with a seed, at random places; shorter recordings are repeated.
 
-    seconds: None for whole recordings. model: repeat windows to what this model needs, too.
+    seconds: None for whole recordings. model: repeat windows to what this model needs, too. augment: see `AudioCollator`.
     """
     needed = SHORTEST if model is None else shortest_window(model, feature_extractor.sampling_rate)
     # Whisper takes nothing but its own length.
     padding: Any = "max_length" if hasattr(feature_extractor, "n_samples") else True
     return AudioCollator(
-        feature_extractor, seconds, seed is not None, max(needed, seconds or 0), padding, seed=seed or 0
+        feature_extractor,
+        seconds,
+        seed is not None,
+        max(needed, seconds or 0),
+        padding,
+        seed=seed or 0,
+        augment=augment,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..neurons.config import DropInConfig
+from .augment import augmentation
 
 METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -95,7 +96,8 @@ class Recipe:
         learning_rate: the peak, after a warm-up over `warmup_share` of the steps; a cosine leads to 0.
         seconds: length of a window of audio; the default is the field's 64,600 samples at 16 kHz. Windows are random in
             training, shorter recordings are repeated.
-        augment: see `hf_neuroplastic.audio.augment`; "" for none.
+        augment: parts by commas, such as "rawboost:5,codec,noise@.3", see `hf_neuroplastic.audio.augment.augmentation`; "" for
+            none. Decided by seed, epoch and recording.
         class_weights: of the loss. "auto" weighs both classes alike, whatever their number; "none"; or "bonafide,spoof".
         balanced: draw as many bona fide as spoofed utterances, by repeating those of the smaller class.
         eval_every: steps between measurements of the dev EER; None takes a tenth of `steps`.
@@ -111,7 +113,7 @@ class Recipe:
         dropin: settings of DropIn, for methods with it.
 
     Raises:
-        ValueError: a value out of its range, by name.
+        ValueError: a value out of its range, by name. ImportError: a part of `augment` needs a library that is not installed.
     """
 
     method: str = "neuroplastic+dropin"
@@ -142,6 +144,7 @@ class Recipe:
             value = getattr(self, name)
             if not allowed(value):
                 raise ValueError(f"{name} must be {rule}; got {value!r}")
+        augmentation(self.augment)
         if self.lora is not None and self.method.endswith("+dropin"):
             raise ValueError(
                 f"lora={self.lora} and method={self.method!r} exclude each other: neurons of frozen layers are not replaced; "

@@ -31,6 +31,7 @@ from ..huggingface.callback import DropInCallback
 from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
 from ..neurons.dropin import DropIn
 from ..optimizer.neuroplastic import NeuroPlastic
+from .augment import augmentation
 from .corpora.rows import LABELS
 from .evaluation import Scores, bona_fide_scores, taken_by, window_collator
 from .metrics import equal_error_rate
@@ -130,7 +131,13 @@ def fine_tune(
         keep = KeepBest(folder / "best", recipe.average, recipe.patience)
         callbacks: list[TrainerCallback] = [] if dropin is None else [DropInCallback(dropin)]
         callbacks += [] if dev is None else [keep]
-        collator = window_collator(feature_extractor, recipe.seconds, model=model, seed=recipe.seed)
+        collator = window_collator(
+            feature_extractor,
+            recipe.seconds,
+            model=model,
+            seed=recipe.seed,
+            augment=augmentation(recipe.augment) if recipe.augment else None,
+        )
         callbacks += [Watch(collator, stop, log, progress)]
         arguments = training_arguments(recipe, folder, save=output is not None, evaluates=dev is not None)
         trainer = DetectorTrainer(

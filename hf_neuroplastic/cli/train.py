@@ -38,6 +38,12 @@ def train(
     seconds: Annotated[
         float | None, typer.Option(help="Window of audio (default 4.0375, 64,600 samples); shorter audio is repeated.")
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Parts by commas: rawboost:1 to 8, codec, room, noise, filter, gain, mask; noise@.3 for a probability."
+        ),
+    ] = None,
     class_weights: Annotated[
         str | None, typer.Option(help="Of the loss: auto (default), none, or bonafide,spoof such as 0.9,0.1.")
     ] = None,

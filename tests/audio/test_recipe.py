@@ -18,6 +18,12 @@ def test_a_bad_setting_is_named_with_what_is_allowed(name):
         Recipe(**{name: BAD[name]})
 
 
+def test_augmentation_is_checked_with_the_recipe():
+    assert Recipe(augment="rawboost:5,codec").augment == "rawboost:5,codec"
+    with pytest.raises(ValueError, match="augment has no part 'codecs'"):
+        Recipe(augment="codecs")
+
+
 def test_a_recipe_survives_yaml(tmp_path):
     recipe = Recipe(method="adamw", steps=7, freeze="last:2", dropin=DropInConfig(interval=3, threshold=float("inf")))
     write_yaml(tmp_path / "recipe.yaml", recipe.to_dict())

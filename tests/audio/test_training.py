@@ -67,6 +67,22 @@ def test_an_epoch_of_training_has_windows_of_its_own(corpus, model, monkeypatch)
     assert epochs[16:32] == [1] * 16
 
 
+def test_training_is_augmented_and_scoring_is_not(corpus, model, monkeypatch):
+    (train, dev), seen = splits(corpus), []
+    window = AudioCollator.window
+    monkeypatch.setattr(AudioCollator, "window", lambda self, row: seen.append(self.augment) or window(self, row))
+    runs = [
+        fine_tune(
+            *loaded(model), train, dev, Recipe(method="adamw", steps=2, batch_size=4, seconds=0.3, augment=parts)
+        )[1]
+        for parts in ("", "rawboost:3", "rawboost:3")
+    ]
+    losses = [run.history[0]["loss"] for run in runs]
+    assert losses[0] != losses[1] == losses[2]
+    assert sum(augment is not None for augment in seen) == 2 * 2 * 4  # two runs of two steps, four utterances each
+    assert sum(augment is None for augment in seen) > 3 * len(dev)
+
+
 def test_scores_are_higher_for_bona_fide():
     scores = bona_fide_scores(np.array([[2.0, 0.0], [1.0, 0.5], [0.0, 1.0], [-1.0, 3.0]]))
     assert equal_error_rate(scores, [0, 0, 1, 1])[0] == 0.0
