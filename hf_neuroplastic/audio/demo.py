@@ -6,14 +6,11 @@ loaded like any other. It shows that the parts work together. It says nothing ab
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from .detector import label_settings
 from .evaluation import score
 from .figures import draw_runs
 from .recipe import Recipe
+from .results import results_of, write_json
 from .training import Run, fine_tune
 
 METHODS = ("adamw", "neuroplastic", "neuroplastic+dropin")
@@ -154,7 +152,8 @@ def run_demo(
         draft = Path(scratch) / "new"
         draft.mkdir()
         runs = _run_all(draft, model, size, seed, report)
-        write_results(draft / RESULTS, runs, {"model": model, "quick": quick, "seed": seed, **_plain(size)})
+        config = {"model": model, "quick": quick, "seed": seed, **_plain(size)}
+        write_json(draft / RESULTS, results_of(runs, config))
         draw_runs(runs, draft / PICTURE)
         if output.exists():
             output.rename(Path(scratch) / "old")
@@ -169,17 +168,6 @@ def check_output(output: Path) -> None:
     held = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
     if held and not (RESULTS in held and held <= OWN_FILES):
         raise FileExistsError(f"{output} holds other files, such as {sorted(held)[0]}; choose another --output")
-
-
-def write_results(path: Path, runs: Sequence[Run], config: dict[str, Any]) -> None:
-    """results.json: {"runs": [...], "config": ..., "versions": ...}."""
-    packages = ("hf-neuroplastic", "torch", "transformers", "accelerate", "datasets")
-    content = {
-        "runs": [run.summary() for run in runs],
-        "config": config,
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-    }
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _plain(size: Scale) -> dict[str, Any]:

@@ -20,12 +20,14 @@ class DetectorFile:
 
     seconds: length of the windows that the detector was trained on. log_prior_odds: of bona fide against spoof in training,
     class weights counted in; a log-likelihood ratio is the log-odds less these. threshold: the log-likelihood ratio from which
-    on a recording is called bona fide; None before `evaluate` chose one.
+    on a recording is called bona fide; None before `evaluate` chose one. attacks: of the training data; None where these are
+    not known.
     """
 
     seconds: float = 4.0375
     log_prior_odds: float = 0.0
     threshold: float | None = None
+    attacks: list[str] | None = None
 
 
 def log_prior_odds(counts: Sequence[int], class_weights: Sequence[float]) -> float:
@@ -47,10 +49,12 @@ def read_detector(folder: Path) -> DetectorFile:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         values = {name: value for name, value in content.items() if name in known}
-        good = all(value is None or math.isfinite(value) for value in values.values())
         read = DetectorFile(**values)
-        if not good or not read.seconds > 0:
+        numbers = (read.seconds, read.log_prior_odds, 0.0 if read.threshold is None else read.threshold)
+        if not all(map(math.isfinite, numbers)) or not read.seconds > 0:
             raise ValueError(f"a value is not a finite number: {values}")
+        if read.attacks is not None and not all(isinstance(name, str) for name in read.attacks):
+            raise ValueError(f"attacks must be names, got {read.attacks}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove the file, and run evaluate again for a threshold"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,35 +196,3 @@ def scoring_collator(feature_extractor: Any, seconds: float, full: bool, model: 
     """Windows in the middle of recordings, or parts of whole ones, which are not repeated to the length of a window."""
     whole = full and longest_window(feature_extractor) is None
     return window_collator(feature_extractor, None if whole else seconds, model=model)
-
-
-def table_of(scores: Scores) -> list[dict[str, Any]]:
-    """Rows of name, numbers of bona fide and spoofed trials, and EER: all trials; each attack against all bona fide ones."""
-    groups = {"all": np.ones(len(scores.labels), dtype=bool)}
-    attacks, bona_fide = np.asarray(scores.attacks), scores.labels == 0
-    for attack in sorted(set(attacks[~bona_fide])):
-        if attack:
-            groups[str(attack)] = bona_fide | (attacks == attack)
-    return [
-        {
-            "name": name,
-            "bonafide": int((scores.labels[chosen] == 0).sum()),
-            "spoof": int((scores.labels[chosen] == 1).sum()),
-            "eer": equal_error_rate(scores.scores[chosen], scores.labels[chosen])[0],
-        }
-        for name, chosen in groups.items()
-    ]
-
-
-def write_scores(path: Path, scores: Scores, log_prior_odds: float) -> None:
-    """CSV with a line per trial: file, label, attack, score, llr. Numbers read back are the same."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("file", "label", "attack", "score", "llr"))
-        for name, label, attack, score in zip(scores.files, scores.labels, scores.attacks, scores.scores, strict=True):
-            rows.writerow((name, LABELS[label], attack, repr(float(score)), repr(float(score - log_prior_odds))))
-
-
-def write_results(path: Path, asked: dict[str, Any], table: list[dict[str, Any]], threshold: float) -> None:
-    """JSON of what was asked, the table, and the threshold on the log-likelihood ratio."""
-    path.write_text(json.dumps({**asked, "threshold": threshold, "table": table}, indent=2, allow_nan=False) + "\n")

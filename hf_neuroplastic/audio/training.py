@@ -29,6 +29,7 @@ from transformers import (
 
 from ..huggingface.callback import DropInCallback
 from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
+from ..huggingface.saved_keys import accept_saved_keys
 from ..neurons.dropin import DropIn
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
@@ -116,7 +117,8 @@ def fine_tune(
     """
     for name, rows in {"train": train, **({} if dev is None else {"dev": dev})}.items():
         require_both_classes(name, rows)
-    checkpoint = last_whole_checkpoint(output) if resume and output else None
+    watched = recipe.method.endswith("+dropin")
+    checkpoint = last_whole_checkpoint(output, side_files=watched) if resume and output else None
     if resume and checkpoint is None:
         raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
     set_seed(recipe.seed)
@@ -153,7 +155,11 @@ def fine_tune(
         )
         trainer.scoring_collator = window_collator(feature_extractor, recipe.seconds, model=model)
         trainer.remove_callback(PrinterCallback)
-        if dropin is not None:
+        if dropin is None:
+            accept_saved_keys(
+                model
+            )  # without it Trainer resumes AST from random weights; a DropInCallback sees to it itself
+        else:
             callbacks[0].attach(trainer)  # type: ignore[attr-defined]
         start = time.perf_counter()
         done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

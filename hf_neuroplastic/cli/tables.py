@@ -39,3 +39,24 @@ def print_runs(runs: Sequence[Any]) -> None:
             for run in runs
         ],
     )
+
+
+def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
+    """The table by attack and condition, and the figures over all trials below."""
+    print_table(
+        title,
+        [
+            {
+                "trials": row["name"],
+                "": row["group"] if row["group"] != row["name"] else "",
+                "bona fide": str(row["bonafide"]),
+                "spoof": str(row["spoof"]),
+                "EER (%)": percent(row["eer"]),
+                "95 %": f"{percent(row['eer_low'])} to {percent(row['eer_high'])}",
+                "minDCF": f"{row['min_dcf']:.3f}",
+            }
+            for row in table
+        ],
+    )
+    names = {"act_dcf": "actDCF", "cllr": "Cllr", "min_cllr": "min Cllr", "min_tdcf": "min t-DCF"}
+    console.print(", ".join(f"{shown} {figures[name]:.3f}" for name, shown in names.items() if name in figures))

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .console import bars, console, one_line_errors, quiet
 
-CURVES, RECIPE, LOG = "results.png", "recipe.yaml", "train.log"
+RESULTS, CURVES, RECIPE, LOG = "results.json", "results.png", "recipe.yaml", "train.log"
 NOT_OF_A_RECIPE = ("model", "data", "format", "access", "on_error")
 MAY_DIFFER = ("workers", "report_to", "on_error")  # between a run and its resumption
 
@@ -91,14 +91,14 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
 
     from dataclasses import replace
 
-    from ..audio.demo import RESULTS, write_results
     from ..audio.detector import load_detector, require_window
     from ..audio.detector_file import DetectorFile, log_prior_odds, write_detector
     from ..audio.evaluation import score
     from ..audio.figures import draw_runs
+    from ..audio.results import figures_of, results_of, table_of, write_json
     from ..audio.training import fine_tune, require_both_classes
     from .corpus import load_splits
-    from .tables import print_runs
+    from .tables import print_evaluation, print_runs
 
     quiet()
     network, extractor = load_detector(str(settings["model"]))
@@ -136,11 +136,20 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
             run = replace(run, evaluation=scores)
         folder = output / "model"
         _save_model(network, extractor, folder, base=str(settings["model"]), method=recipe.method)
-        write_detector(folder, DetectorFile(recipe.seconds, log_prior_odds(run.counts, run.class_weights)))
-        write_results(output / RESULTS, [run], described)
+        attacks = sorted(set(splits["train"]["attack"]) - {"-"})
+        odds = log_prior_odds(run.counts, run.class_weights)
+        write_detector(folder, DetectorFile(recipe.seconds, odds, attacks=attacks or None))
+        content = results_of([run], described)
         if run.evaluation is not None:
+            content["evaluation"] = {
+                "figures": figures_of(run.evaluation, odds),
+                "table": table_of(run.evaluation, attacks or None),
+            }
             draw_runs([run], output / CURVES)
+        write_json(output / RESULTS, content)
     print_runs([run])
+    if "evaluation" in content:
+        print_evaluation(f"eval of {settings['data']}", **content["evaluation"])
     console.print(f"[dim]{RESULTS}, {LOG}, {RECIPE} and the detector, model/, are in[/] {escape(str(output))}")
 
 

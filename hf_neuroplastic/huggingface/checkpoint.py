@@ -24,6 +24,7 @@ from ..neurons.dropin import DropIn
 
 TENSOR_FILE = "neuroplastic.safetensors"
 INDEX_FILE = "neuroplastic.json"
+TRAINER_STATE = "trainer_state.json"  # Trainer's own, which it writes last
 FORMAT = 2  # 1 kept two more averages per neuron, and other names of settings
 
 
@@ -122,11 +123,13 @@ def _naming(folder: str | os.PathLike[str]) -> Iterator[None]:
         ) from None
 
 
-def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+def last_whole_checkpoint(folder: str | os.PathLike[str], *, side_files: bool = True) -> Path | None:
     """The latest checkpoint in a Trainer's output folder that was saved to its end, or None.
 
     The side files are written last, so a checkpoint whose side files are whole is whole itself. Trainer's own search takes
     the highest number, which after a killed run may be a checkpoint that was being written.
+
+    side_files: False for a run without DropIn, whose checkpoints end with Trainer's own trainer_state.json.
     """
     numbered = {}
     for path in Path(folder).glob("checkpoint-*"):
@@ -135,8 +138,11 @@ def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
             numbered[int(number)] = path
     for step in sorted(numbered, reverse=True):
         try:
-            _read_pair(numbered[step])
-        except SideFileError:
+            if side_files:
+                _read_pair(numbered[step])
+            else:
+                json.loads((numbered[step] / TRAINER_STATE).read_text(encoding="utf-8"))
+        except (SideFileError, OSError, ValueError):
             continue
         return numbered[step]
     return None

@@ -1,5 +1,6 @@
 """The command line: results that stand by themselves, and one clear line for every mistake."""
 
+import csv
 import json
 import os
 import shutil
@@ -102,8 +103,11 @@ def test_train_with_eight_bit_state(tmp_path, corpus, model):
     assert result.exit_code == 0, result.output
 
 
-def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch):
+@pytest.mark.parametrize(("kind", "method"), [("wav2vec2", "neuroplastic+dropin"), ("ast", "adamw")])
+def test_an_interrupted_training_is_resumed(tmp_path, corpus, monkeypatch, kind, method):
+    save_small_model(kind, model := tmp_path / "model", seed=0)
     common = ("train", "--model", model, "--steps", 5, "--batch-size", 4, "--data", corpus, "--seconds", 0.4)
+    common += ("--method", method)
     assert _run(*common, "--output", tmp_path / "whole").exit_code == 0
 
     with monkeypatch.context() as patch:
@@ -125,6 +129,10 @@ def test_an_interrupted_training_is_resumed(tmp_path, corpus, model, monkeypatch
         AutoModelForAudioClassification.from_pretrained(tmp_path / name / "model") for name in ("whole", "cut")
     )
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    first, second = (json.loads((tmp_path / name / "results.json").read_text())["runs"][0] for name in ("whole", "cut"))
+    losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in (first, second)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
 
 
 def test_inspect_lists_sites(model):
@@ -326,8 +334,10 @@ def test_predict_gives_the_scores_of_evaluate_and_labels_at_its_threshold(traine
     result = _run("evaluate", tmp_path / "model", "--data", corpus, "--output", output)
     assert result.exit_code == 0, result.output
     assert "A01" in result.output
-    lines = [line.split(",") for line in (output / "scores.csv").read_text().splitlines()[1:]]
-    scored = {name: score for name, _, _, score, _ in lines}
+    with (output / "scores.csv").open() as file:
+        scored = {row["file"]: row["score"] for row in csv.DictReader(file)}
+    submitted = [line.split() for line in (output / "submission.txt").read_text().splitlines()]
+    assert {name: score for name, _, _, score in submitted} == scored
     threshold = json.loads((output / "evaluation.json").read_text())["threshold"]
     empty = tmp_path / "leer \u00fc.wav"
     empty.touch()
