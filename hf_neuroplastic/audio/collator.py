@@ -30,7 +30,7 @@ class AudioCollator:
     convolutions see the same zeros either way); `labels` [B] if every row has `label`.
 
     A row may have `part`, (seconds, share): the window of so many seconds that lies this share of the way from the recording's
-    beginning (0) to its end (1).
+    beginning (0) to its end (1); a shorter recording is repeated.
 
     Args:
         feature_extractor: a Hugging Face audio feature extractor; its `sampling_rate` decides the rate.
@@ -83,13 +83,14 @@ class AudioCollator:
         """Samples [n] of a row, at the extractor's rate: the window that `part` names, or the one that is drawn."""
         audio, rate = row["audio"], self.feature_extractor.sampling_rate
         rng = np.random.default_rng((self.seed, self.epoch, _recording(audio)))
-        seconds, share = row.get("part") or (self.max_seconds, None)
+        part = row.get("part")
+        seconds, share = part or (self.max_seconds, None)
+        shortest = max(self.min_seconds or self.max_seconds or SHORTEST, part[0] if part else 0.0)
         if seconds is None:
             samples = resample(*decode_row(audio), rate)
         else:
             length = max(1, round(seconds * rate))
             samples = window_of_row(audio, rate, length, lambda spare: self._place(spare, share, rng))
-        shortest = self.min_seconds or self.max_seconds or SHORTEST
         if samples.shape[0] < (needed := max(1, round(shortest * rate))):
             samples = np.resize(samples, needed)
         return samples if self.augment is None else self.augment(samples, rate, rng)

@@ -146,8 +146,3 @@ def require_window(seconds: float, feature_extractor: Any) -> None:
             f"seconds must be at most {longest:g}, which is all that {type(feature_extractor).__name__} takes of a recording; "
             f"got {seconds:g}"
         )
-
-
-def pads_safely(model: Any) -> bool:
-    """Whether a recording's score does not depend on padding beside it: the front end does not norm over time."""
-    return getattr(model.config, "feat_extract_norm", None) != "group"

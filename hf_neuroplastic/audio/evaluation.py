@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 
 from .collator import SHORTEST, AudioCollator, Augment
 from .corpora.rows import LABELS, duration_of_row
-from .detector import longest_window, pads_safely, shortest_window
+from .detector import longest_window, shortest_window
 from .metrics import equal_error_rate
 
-LONGEST_PART = 30.0  # seconds
+LONGEST_PART, STEP = 30.0, 0.25  # seconds
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def score(
     model.eval()
     collator = scoring_collator(feature_extractor, seconds, full, model)
     audio = [row["audio"] for row in rows.select_columns("audio").with_format(None)]
-    parts, batches = _batches(audio, feature_extractor, seconds, full, batch_size, model)
+    parts, batches = _batches(audio, feature_extractor, seconds, full, batch_size)
     items = [{"audio": audio[index], "part": part} for index, part in parts]
     loader: Any = DataLoader(items, batch_sampler=batches, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
     logits, count, done = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows)), 0
@@ -115,10 +115,14 @@ Part = tuple[float, float]  # seconds, and the share of the way through the reco
 
 
 def parts_of(duration: float, longest: float) -> list[Part]:
-    """Equal windows, no longer than `longest` seconds, that cover a recording together; a score is the mean of theirs."""
+    """Equal windows, no longer than `longest` seconds, that cover a recording together; a score is the mean of theirs.
+
+    Their length is rounded up to steps of `STEP`, to which a recording is repeated: recordings of about one length then are of
+    one length, and a batch needs no padding, which would change the scores of models that do not mask padding everywhere.
+    """
     count = math.ceil(duration / longest)
-    length = duration / count
-    return [(length, 0.0)] if count == 1 else [(length, index / (count - 1)) for index in range(count)]
+    length = min(longest, math.ceil(duration / count / STEP - 1e-9) * STEP)
+    return [(length, index / max(1, count - 1)) for index in range(count)]
 
 
 def longest_part(feature_extractor: Any, seconds: float) -> float:
@@ -128,18 +132,15 @@ def longest_part(feature_extractor: Any, seconds: float) -> float:
 
 
 def _batches(
-    audio: Sequence[Any], feature_extractor: Any, seconds: float, full: bool, batch_size: int, model: Any
+    audio: Sequence[Any], feature_extractor: Any, seconds: float, full: bool, batch_size: int
 ) -> tuple[list[tuple[int, Part | None]], list[list[int]]]:
-    """Windows as (row, part), and batches of their indices; parts of whole recordings lie beside others of their length."""
+    """Windows as (row, part), and batches of their indices; all parts of a batch have one length."""
     if not full:
         return [(index, None) for index in range(len(audio))], _cut(range(len(audio)), batch_size)
     longest = longest_part(feature_extractor, seconds)
     parts = [(index, part) for index, each in enumerate(audio) for part in parts_of(duration_of_row(each), longest)]
     by_length = sorted(range(len(parts)), key=lambda index: parts[index][1][0])
-    if pads_safely(model):
-        return list(parts), _cut(by_length, batch_size)
-    rate = feature_extractor.sampling_rate
-    groups = groupby(by_length, key=lambda index: round(parts[index][1][0] * rate))
+    groups = groupby(by_length, key=lambda index: parts[index][1][0])
     return list(parts), [batch for _, group in groups for batch in _cut(list(group), batch_size)]
 
 

@@ -148,6 +148,7 @@ def fine_tune(
             data_collator=collator,
             train_dataset=train,
             eval_dataset=dev,
+            processing_class=feature_extractor,  # saved with every checkpoint
             callbacks=callbacks,
             optimizers=(optimizer_of(model, recipe), None),
             compute_loss_func=partial(weighted_loss, torch.tensor(weights)),
