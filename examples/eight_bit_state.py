@@ -11,21 +11,21 @@ from pathlib import Path
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from hf_neuroplastic.audio import demo, load_asvspoof2019, write_corpus
-from hf_neuroplastic.audio.evaluation import score, window_collator
+from hf_neuroplastic.audio.evaluation import score
 from hf_neuroplastic.audio.training import fine_tune
 
 
 def compare(seed: int, folder: Path) -> None:
-    size = demo.scale("wav2vec2", False, seed)
+    size = demo.scale(False, seed)
     corpus = write_corpus(folder / "corpus", seed=seed, utterances=size.utterances)
-    demo.save_small_model("wav2vec2", folder / "model", seed)
+    demo.save_small_model(folder / "model", seed)
     train, dev, evaluation = (load_asvspoof2019(corpus, "LA", split) for split in ("train", "dev", "eval"))
     for method in ("neuroplastic", "neuroplastic-8bit"):
         model = AutoModelForAudioClassification.from_pretrained(folder / "model")
         extractor = AutoFeatureExtractor.from_pretrained(folder / "model")
         recipe = replace(size.recipe, method=method)
         model, run = fine_tune(model, extractor, train, dev, recipe)
-        scores = score(model, window_collator(extractor, recipe.seconds), evaluation)
+        scores = score(model, extractor, evaluation, recipe.seconds)
         print(f"seed {seed}  {method:18} EER {100 * scores.eer:.1f} %  training loss {run.train_loss:.4f}")
 
 

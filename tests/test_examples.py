@@ -21,11 +21,12 @@ def test_plain_loop_replaces_the_dead():
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "ast"])
 def test_trainer(kind, tmp_path, monkeypatch, capsys):
+    from detectors import save_detector
+
     from hf_neuroplastic.audio import write_corpus
-    from hf_neuroplastic.audio.demo import save_small_model
 
     corpus = write_corpus(tmp_path / "corpus", utterances={"train": 8, "dev": 4, "eval": 8})
-    save_small_model(kind, tmp_path / "model", seed=0)
+    save_detector(kind, tmp_path / "model")
     arguments = [str(tmp_path / "model"), str(corpus), "--output", str(tmp_path / "out"), "--steps", "2"]
     monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments])
     runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")

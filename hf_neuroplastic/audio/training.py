@@ -34,6 +34,7 @@ from ..neurons.dropin import DropIn
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
 from .corpora.rows import LABELS
+from .detector_file import DetectorFile, log_prior_odds
 from .evaluation import Scores, bona_fide_scores, taken_by, window_collator
 from .metrics import equal_error_rate
 from .recipe import METHODS, Recipe
@@ -186,6 +187,13 @@ def fine_tune(
         [entry for entry in logged if "loss" in entry or "eval_eer" in entry],
         [entry for entry in logged if "neuro/dead_fraction" in entry],
     )
+
+
+def detector_file_of(run: Run, recipe: Recipe, train: Dataset, dev: Scores | None) -> DetectorFile:
+    """What stands beside the weights of a run: window, prior and attacks of the training data, the threshold of dev's EER."""
+    odds = log_prior_odds(run.counts, run.class_weights)
+    attacks = sorted(set(train["attack"]) - {"-"}) if "attack" in train.column_names else []
+    return DetectorFile(recipe.seconds, odds, None if dev is None else dev.threshold - odds, attacks or None)
 
 
 def require_both_classes(name: str, rows: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -31,14 +32,20 @@ def print_runs(runs: Sequence[Any]) -> None:
             {
                 "method": run.name,
                 "dev EER (%)": percent(run.dev_eer),
-                "weights of step": f"mean of {run.averaged}" if run.averaged > 1 else str(run.best_step or run.steps),
+                "best step": f"mean of {run.averaged}" if run.averaged > 1 else str(run.best_step or run.steps),
                 "EER (%)": percent(run.eer),
-                "training time (s)": f"{run.seconds:.1f}",
-                "neurons replaced": str(run.neurons_replaced),
+                "time (s)": f"{run.seconds:.1f}",
+                "replaced": str(run.neurons_replaced),
             }
             for run in runs
         ],
     )
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """A row's name, with what the name alone does not tell."""
+    told = {"known attack": "(known)", "unknown attack": "(unknown)", "condition": "(condition)"}.get(row["group"], "")
+    return f"{row['name']} {told}".strip()
 
 
 def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
@@ -47,8 +54,7 @@ def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[M
         title,
         [
             {
-                "trials": row["name"],
-                "": row["group"] if row["group"] != row["name"] else "",
+                "trials": name_of(row),
                 "bona fide": str(row["bonafide"]),
                 "spoof": str(row["spoof"]),
                 "EER (%)": percent(row["eer"]),
@@ -60,3 +66,10 @@ def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[M
     )
     names = {"act_dcf": "actDCF", "cllr": "Cllr", "min_cllr": "min Cllr", "min_tdcf": "min t-DCF"}
     console.print(", ".join(f"{shown} {figures[name]:.3f}" for name, shown in names.items() if name in figures))
+
+
+def print_predictions(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What a detector says of files, which are named without their folder."""
+    print_table(
+        title, [{"file": Path(row["file"]).name, "LLR": f"{row['llr']:.2f}", "label": row["label"]} for row in rows]
+    )

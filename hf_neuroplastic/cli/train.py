@@ -90,13 +90,14 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         raise FileExistsError(f"{output} is not empty; choose another --output, or --resume an interrupted training")
 
     from dataclasses import replace
+    from functools import partial
 
     from ..audio.detector import load_detector, require_window
-    from ..audio.detector_file import DetectorFile, log_prior_odds, write_detector
+    from ..audio.detector_file import write_detector
     from ..audio.evaluation import score
     from ..audio.figures import draw_runs
     from ..audio.results import figures_of, results_of, table_of, write_json
-    from ..audio.training import fine_tune, require_both_classes
+    from ..audio.training import detector_file_of, fine_tune, require_both_classes
     from .corpus import load_splits
     from .tables import print_evaluation, print_runs
 
@@ -123,27 +124,27 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         if run.interrupted:
             report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
             raise typer.Exit(130)
-        if "eval" in splits:
-            scores = score(
+        found = {}
+        for name in sorted({"dev", "eval"} & set(splits)):
+            found[name] = score(
                 network,
                 extractor,
-                splits["eval"],
+                splits[name],
                 recipe.seconds,
                 batch_size=2 * recipe.batch_size,
                 workers=recipe.workers,
-                progress=lambda done, total: report("evaluation", done, total),
+                progress=partial(report, f"scoring {name}"),
             )
-            run = replace(run, evaluation=scores)
+        run = replace(run, evaluation=found.get("eval"))
         folder = output / "model"
         _save_model(network, extractor, folder, base=str(settings["model"]), method=recipe.method)
-        attacks = sorted(set(splits["train"]["attack"]) - {"-"})
-        odds = log_prior_odds(run.counts, run.class_weights)
-        write_detector(folder, DetectorFile(recipe.seconds, odds, attacks=attacks or None))
+        detector = detector_file_of(run, recipe, splits["train"], found.get("dev"))
+        write_detector(folder, detector)
         content = results_of([run], described)
         if run.evaluation is not None:
             content["evaluation"] = {
-                "figures": figures_of(run.evaluation, odds),
-                "table": table_of(run.evaluation, attacks or None),
+                "figures": figures_of(run.evaluation, detector.log_prior_odds),
+                "table": table_of(run.evaluation, detector.attacks),
             }
             draw_runs([run], output / CURVES)
         write_json(output / RESULTS, content)

@@ -4,10 +4,10 @@ import logging
 
 import pytest
 import torch
+from detectors import save_detector
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForAudioClassification
 
-from hf_neuroplastic.audio.demo import save_small_model
 from hf_neuroplastic.audio.detector import load_detector, meaning
 
 
@@ -16,7 +16,7 @@ def published(tmp_path):
     """Saves a model whose two classes have these names."""
 
     def save(first, second, dtype=torch.float32, **settings):
-        save_small_model("wav2vec2", tmp_path, seed=0)
+        save_detector("wav2vec2", tmp_path)
         model = AutoModelForAudioClassification.from_pretrained(tmp_path, dtype=dtype)
         model.config.id2label, model.config.label2id = {0: first, 1: second}, {first: 0, second: 1}
         for name, value in settings.items():

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from detectors import save_detector
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_neuroplastic.audio import AudioCollator, load_asvspoof2019, write_corpus
-from hf_neuroplastic.audio.demo import save_small_model
 from hf_neuroplastic.audio.evaluation import bona_fide_scores, window_collator
 from hf_neuroplastic.audio.metrics import equal_error_rate
 from hf_neuroplastic.audio.recipe import Recipe
@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    save_small_model("wav2vec2", folder, seed=0)
+    save_detector("wav2vec2", folder)
     return folder
 
 

@@ -99,5 +99,5 @@ def estimate_pitch(frames: Array, sampling_rate: int) -> tuple[Array, Array]:
 
 
 ATTACKS: MappingProxyType[str, Attack] = MappingProxyType(
-    {"A01": griffin_lim, "A02": flat_pitch, "A03": concatenation, "A04": lpc_vocoder}
+    {"A01": flat_pitch, "A02": concatenation, "A03": lpc_vocoder, "A04": griffin_lim}
 )

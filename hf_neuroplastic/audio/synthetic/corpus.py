@@ -25,8 +25,9 @@ from .synthesis import Speaker, draw_plan, draw_speaker, record, render
 
 MARKER = "neuroplastic_corpus.json"
 FORMAT_VERSION = 1
-UTTERANCES = MappingProxyType({"train": 480, "dev": 80, "eval": 240})
-SPEAKERS = MappingProxyType({"train": 12, "dev": 4, "eval": 8})
+UTTERANCES = MappingProxyType({"train": 1920, "dev": 240, "eval": 240})
+SPEAKERS = MappingProxyType({"train": 80, "dev": 10, "eval": 10})
+SECONDS, SNR_DB = (1.0, 1.4), (30.0, 50.0)
 ATTACKS_OF_SPLIT = MappingProxyType(
     {"train": ("A01", "A02", "A03"), "dev": ("A01", "A02", "A03"), "eval": ("A01", "A02", "A03", "A04")}
 )
@@ -40,8 +41,8 @@ def write_corpus(
     seed: int = 0,
     utterances: Mapping[str, int] = UTTERANCES,
     speakers: Mapping[str, int] = SPEAKERS,
-    seconds: tuple[float, float] = (1.0, 1.4),
-    snr_db: tuple[float, float] = (20.0, 40.0),
+    seconds: tuple[float, float] = SECONDS,
+    snr_db: tuple[float, float] = SNR_DB,
     sampling_rate: int = 16000,
     progress: Progress | None = None,
 ) -> Path:
@@ -93,6 +94,22 @@ def write_corpus(
             root.rename(Path(scratch) / "old")
         draft.rename(root)
     return root
+
+
+def write_recordings(folder: str | Path, *, seed: int = 0, sampling_rate: int = 16000) -> Path:
+    """Writes bonafide.flac, known-attack.flac and unknown-attack.flac, of speakers that no split holds, and returns the folder.
+
+    The attacks are one of the training split, and the one that only "eval" has.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (unknown,) = set(ATTACKS_OF_SPLIT["eval"]) - set(ATTACKS_OF_SPLIT["train"])
+    kinds = {"bonafide": None, "known-attack": ATTACKS_OF_SPLIT["train"][0], "unknown-attack": unknown}
+    for index, (name, attack) in enumerate(kinds.items()):
+        rng = np.random.default_rng((seed, len(SPLITS), index))
+        samples = _utterance(rng, draw_speaker(rng), attack, SECONDS, SNR_DB, sampling_rate)
+        soundfile.write(folder / f"{name}.flac", samples, sampling_rate, subtype="PCM_16")
+    return folder
 
 
 def _write_split(
