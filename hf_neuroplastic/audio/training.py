@@ -170,6 +170,7 @@ def fine_tune(
         if dropin:
             dropin.unpatch()
             replaced = sum(int(count) for count in dropin.replaced)
+        trainer.accelerator.wait_for_everyone()  # the first process writes the best weights, all read them
         dev_eer, best_step, averaged = (None, None, 1) if dev is None else take_best(trainer, model, dev, keep)
     logged = trainer.state.log_history
     return merged(model), Run(
@@ -273,6 +274,7 @@ def training_arguments(recipe: Recipe, folder: Path, *, save: bool, evaluates: b
     extra: dict[str, Any] = {checkpointing: True} if recipe.gradient_checkpointing else {}
     return TrainingArguments(
         str(folder),
+        use_cpu=not torch.accelerator.is_available(),  # unsaid, processes without a GPU would train each on its own
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=2 * recipe.batch_size,
@@ -350,7 +352,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress(state.global_step, state.max_steps)
-        if self.stop:
+        if _anywhere(bool(self.stop), args.device):
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
 
@@ -364,6 +366,15 @@ class Watch(TrainerCallback):
     ) -> None:
         if self.log is not None and state.is_world_process_zero and logs:
             self.log({"step": state.global_step, "steps": state.max_steps, **logs})
+
+
+def _anywhere(here: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes, which a signal may reach at different steps."""
+    if not torch.distributed.is_initialized():
+        return here
+    flag = torch.tensor(float(here), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 @contextmanager

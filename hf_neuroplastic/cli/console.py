@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-console = Console()
+MAIN = (
+    os.environ.get("RANK", "0") == "0"
+)  # of several processes under accelerate launch or torchrun, the one that speaks and writes
+console = Console(quiet=not MAIN)
 SHOWN = {
     "loss": "loss {:.4f}",
     "learning_rate": "rate {:.2e}",
@@ -33,6 +37,8 @@ class Report:
         self.told: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if not MAIN:
+            return
         if self.progress is not None:
             if stage not in self.tasks:
                 self.tasks[stage] = self.progress.add_task(stage, total=total)
@@ -43,7 +49,7 @@ class Report:
 
     def say(self, line: str) -> None:
         console.print(escape(line))
-        if self.log_file is not None:
+        if self.log_file is not None and MAIN:
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
@@ -71,6 +77,9 @@ def quiet() -> None:
     import transformers
 
     transformers.logging.disable_progress_bar()
+    if not MAIN:
+        logging.getLogger("hf_neuroplastic").setLevel(logging.ERROR)
+        transformers.logging.set_verbosity_error()
     if not console.is_terminal:
         datasets.disable_progress_bars()
 

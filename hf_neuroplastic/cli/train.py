@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import bars, console, one_line_errors, quiet
+from .console import MAIN, bars, console, one_line_errors, quiet
 
 RESULTS, CURVES, RECIPE, LOG = "results.json", "results.png", "recipe.yaml", "train.log"
 NOT_OF_A_RECIPE = ("model", "data", "format", "access", "on_error")
@@ -86,7 +86,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     described = {name: str(settings[name]) for name in NOT_OF_A_RECIPE} | recipe.to_dict()
     if resume:
         _compare(output, described)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif MAIN and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is not empty; choose another --output, or --resume an interrupted training")
 
     from dataclasses import replace
@@ -108,8 +108,9 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers, report)
         for name, rows in splits.items():
             require_both_classes(name, rows)
-        output.mkdir(parents=True, exist_ok=True)
-        write_yaml(output / RECIPE, described)
+        if MAIN:
+            output.mkdir(parents=True, exist_ok=True)
+            write_yaml(output / RECIPE, described)
         network, run = fine_tune(
             network,
             extractor,
@@ -124,6 +125,8 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         if run.interrupted:
             report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
             raise typer.Exit(130)
+        if not MAIN:
+            return
         found = {}
         for name in sorted({"dev", "eval"} & set(splits)):
             found[name] = score(
