@@ -35,8 +35,6 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         model,
         "--data",
         corpus,
-        "--method",
-        method,
         "--eval-every",
         3,
     )
