@@ -19,6 +19,7 @@ Source = str | os.PathLike[str] | bytes
 
 BLOCK = 1 << 20  # frames
 HIGHEST_RATE = 1_000_000  # Hz
+LEAD = 10 * 1152  # frames that are decoded before a window of MP3 or OGG: right after a jump mpg123 gives silence
 MOST_FRAMES = 1 << 40  # more than half a year; FLAC of unknown length tells 2^63 - 1
 
 
@@ -175,9 +176,10 @@ def _reader(file: _File) -> Callable[[int, int], Waveform]:
     """read(start, stop) of a file that can be sought in. Raises _WrongLengthError where the file has other samples."""
 
     def read(start: int, stop: int) -> Waveform:
+        first = max(0, start - LEAD) if file.format in ("MP3", "OGG") else start
         try:
-            file.seek(start)
-            samples = file.read(stop - start, dtype="float32", always_2d=True)
+            file.seek(first)
+            samples = file.read(stop - first, dtype="float32", always_2d=True)[start - first :]
         except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError):
             raise _WrongLengthError from None
         if samples.shape[0] < stop - start or stop <= start:

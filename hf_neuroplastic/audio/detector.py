@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -59,8 +61,17 @@ def load_detector(name: str) -> tuple[Any, Any]:
         OSError: no such model. ValueError: a checkpoint without weights for parts of the encoder, such as one whose keys have
         other names.
     """
-    extractor = AutoFeatureExtractor.from_pretrained(name)
-    published = AutoConfig.from_pretrained(name)
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+        published = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        offline = "HF_HUB_OFFLINE is set, and it is not in the cache" if HF_HUB_OFFLINE else "the Hub did not give it"
+        raise OSError(
+            f"{name} is no folder, and no audio model that can be had from the Hub: {offline} ({str(error).splitlines()[0]}); "
+            "give a folder that holds a model and its preprocessor_config.json, or go online"
+        ) from error
     names = [published.id2label[index] for index in sorted(published.id2label)]
     model, info = AutoModelForAudioClassification.from_pretrained(
         name,

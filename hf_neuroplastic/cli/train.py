@@ -86,6 +86,9 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     described = {name: str(settings[name]) for name in NOT_OF_A_RECIPE} | recipe.to_dict()
     if resume:
         _compare(output, described)
+        if (output / RESULTS).exists():
+            console.print(f"this run is finished: {escape(str(output / RESULTS))} holds what it came to")
+            return
     elif MAIN and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is not empty; choose another --output, or --resume an interrupted training")
 

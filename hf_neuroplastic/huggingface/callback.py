@@ -110,7 +110,11 @@ class DropInCallback(TrainerCallback):
         self.dropin.scale_steps(optimizer)
         steps = range(1, state.max_steps + 1)
         if self.config.max_fraction > 0 and not any(is_due(step, self.config, state.max_steps) for step in steps):
-            logger.warning("no neuron will be replaced: %d steps leave no event to %s", state.max_steps, self.config)
+            logger.warning(
+                "no neuron will be replaced: %d steps leave no event to interval=%s, start=%s, stop=%s and maturity=%s; train "
+                "longer, or give DropInConfig smaller ones",
+                state.max_steps, self.config.interval, self.config.start, self.config.stop, self.config.maturity,
+            )  # fmt: skip
         if self.config.acts or isinstance(unwrap_optimizer(optimizer), NeuroPlastic):
             tag_model(model)
 

@@ -26,6 +26,36 @@ def test_formats_round_trip(tmp_path, extension, tolerance):
     np.testing.assert_allclose(decoded, samples, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "subtype", "rate", "tolerance"),
+    [
+        ("a.wav", "WAV", "PCM_U8", 8000, 1e-2),
+        ("a.wav", "WAV", "PCM_24", 192000, 1e-6),
+        ("a.wav", "WAV", "DOUBLE", 11025, 1e-6),
+        ("a.wav", "WAV", "ULAW", 8000, 2e-2),
+        ("a.wav", "WAV", "ALAW", 8000, 2e-2),
+        ("a.flac", "FLAC", "PCM_S8", 44100, 1e-2),
+        ("a.aiff", "AIFF", "PCM_16", 22050, 1e-4),
+        ("a.au", "AU", "PCM_32", 32000, 1e-6),
+        ("wrong.wav", "MP3", "MPEG_LAYER_III", 44100, 5e-2),
+        ("wrong.mp3", "FLAC", "PCM_16", 16000, 1e-4),
+        ("\u00e9\u97f3 \U0001f3a4.ogg", "OGG", "VORBIS", 48000, 5e-2),
+        ("a.opus", "OGG", "OPUS", 48000, 5e-2),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_audio_as_it_comes(tmp_path, name, kind, subtype, rate, tolerance, channels):
+    if channels > 2 and kind in ("MP3", "OGG"):
+        pytest.skip("libsndfile writes no more than two channels of it")
+    path = tmp_path / name
+    samples = tone(0.5, rate)
+    soundfile.write(path, np.stack([samples] * channels, 1), rate, format=kind, subtype=subtype)
+    inner = slice(1000, 7000)
+    np.testing.assert_allclose(load_audio(path, 16000)[inner], tone(0.5, 16000)[inner], atol=tolerance + 5e-3)
+    window = load_window(path, 16000, 1600, lambda spare: spare // 2)
+    np.testing.assert_allclose(window, tone(0.5, 16000)[3200:4800], atol=tolerance + 5e-3)
+
+
 def test_path_string_and_bytes_agree(tmp_path):
     path = tmp_path / "tone.flac"
     soundfile.write(path, tone(0.1, 8000), 8000)
@@ -119,6 +149,17 @@ def test_a_window_equals_that_part_of_the_whole(tmp_path, suffix, rate, share):
     window = load_window(path, 16000, 4000, lambda spare: place.append(round(share * spare)) or place[0])
     np.testing.assert_allclose(window, whole[place[0] : place[0] + 4000], rtol=0, atol=1e-6)
     assert load_window(path, 16000, 10**6, place.append).shape == whole.shape
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_window_of_lossy_audio_is_not_silent_at_its_beginning(tmp_path, kind, subtype, channels):
+    path = tmp_path / "tone"
+    soundfile.write(path, np.stack([tone(3.0, 16000)] * channels, 1), 16000, format=kind, subtype=subtype)
+    whole = load_audio(path, 16000)
+    for start in range(0, 40000, 1777):
+        window = load_window(path, 16000, 2000, lambda _, start=start: start)
+        np.testing.assert_allclose(window, whole[start : start + 2000], rtol=0, atol=1e-5)
 
 
 def test_a_window_costs_what_the_window_costs(tmp_path):

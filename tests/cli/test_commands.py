@@ -158,6 +158,11 @@ def _broken_corpus(corpus: Path, tmp_path: Path) -> Path:
 ERRORS = [
     ("no data", ["train", "--model", "{model}", "--data", "{tmp}/none", "--output", "{tmp}/o"], ["none"]),
     ("no model", ["train", "--model", "{tmp}/nothing", "--data", "{corpus}", "--output", "{tmp}/o"], ["nothing"]),
+    (
+        "hub model",
+        ["train", "--model", "who/what", "--data", "{corpus}", "--output", "{tmp}/o"],
+        ["HF_HUB_OFFLINE is set"],
+    ),
     ("output taken", ["train", "--model", "{model}", "--data", "{corpus}", "--output", "{model}"], ["--output"]),
     (
         "wrong layout",
@@ -331,6 +336,14 @@ def test_a_resumption_of_something_else_is_refused(option, value, trained, corpu
     result = _run(*common, option, value)
     assert result.exit_code == 2
     assert f"{option.strip('-').replace('-', '_')} was" in result.output
+
+
+def test_a_finished_run_is_left_as_it_is(trained, corpus, model):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    result = _run("train", "--model", model, "--data", corpus, *TRAIN, "--output", trained, "--resume")
+    assert result.exit_code == 0
+    assert "this run is finished" in result.output
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
 def test_predict_gives_the_scores_of_evaluate_and_labels_at_its_threshold(trained, corpus, tmp_path):
