@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,10 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
+from .corpora.labels import meaning
 from .corpora.rows import LABELS
 from .trainable import head_of
 
-# What published detectors and corpora call the classes, without case, spaces and marks.
-WORDS = {
-    "bonafide": {"bonafide", "real", "genuine", "human", "authentic", "original", "natural", "live"},
-    "spoof": {
-        "spoof",
-        "spoofed",
-        "fake",
-        "deepfake",
-        "synthetic",
-        "generated",
-        "ai",
-        "aigenerated",
-        "aivoice",
-        "cloned",
-        "forged",
-    },
-}
 logger = logging.getLogger(__name__)
 
 
@@ -45,17 +28,11 @@ def label_settings() -> dict[str, Any]:
     }
 
 
-def meaning(name: str) -> str | None:
-    """The label of `LABELS` that a name stands for; None where the name says nothing, such as LABEL_0."""
-    bare = re.sub(r"[^a-z]", "", str(name).lower())
-    return next((label for label, words in WORDS.items() if bare in words), None)
-
-
 def load_detector(name: str) -> tuple[Any, Any]:
     """A model of two classes in the order of `LABELS`, in float32, and its feature extractor, from a Hub id or a folder.
 
-    A head of two classes whose names say which is bona fide (`WORDS`) is kept, and turned where its order is the other one. A
-    head of other classes, or of names that say nothing, is replaced by a new one, which is said.
+    A head of two classes whose names say which is bona fide (`corpora.labels`) is kept, and turned where its order is the other
+    one. A head of other classes, or of names that say nothing, is replaced by a new one, which is said.
 
     Raises:
         OSError: no such model. ValueError: a checkpoint without weights for parts of the encoder, such as one whose keys have

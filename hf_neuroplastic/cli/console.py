@@ -35,6 +35,7 @@ class Report:
         self.progress, self.log_file = progress, log_file
         self.tasks: dict[str, Any] = {}
         self.told: dict[str, float] = {}
+        self.unwritten: list[str] = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if not MAIN:
@@ -48,10 +49,15 @@ class Report:
             print(f"{stage}: {done} of {total}", flush=True)
 
     def say(self, line: str) -> None:
-        console.print(escape(line))
-        if self.log_file is not None and MAIN:
+        """Says a line, and writes it to the log file as soon as the file's folder is there."""
+        console.print(escape(line), soft_wrap=True)
+        if self.log_file is None or not MAIN:
+            return
+        self.unwritten.append(line)
+        if self.log_file.parent.is_dir():
             with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.writelines(f"{each}\n" for each in self.unwritten)
+            self.unwritten.clear()
 
     def log(self, entry: dict[str, float]) -> None:
         """What Trainer logs, as one line; neuron figures stay with the integrations."""

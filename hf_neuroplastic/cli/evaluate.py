@@ -9,17 +9,22 @@ import typer
 from rich.markup import escape
 
 from .console import bars, console, one_line_errors, quiet
+from .corpus import FORMATS, load_splits
 
 SCORES, SUBMISSION, RESULTS, PICTURE = "scores.csv", "submission.txt", "evaluation.json", "evaluation.png"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a detector, such as the model/ that train leaves.")],
-    data: Annotated[str, typer.Option(help="Folder of the corpus.")],
+    data: Annotated[
+        list[str], typer.Option(help="Folder or table of the corpus; several times for a table over corpora.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the results; new or empty.")],
-    format: Annotated[str, typer.Option(help="Layout of the corpus: asvspoof2019 or folder.")] = "asvspoof2019",
-    access: Annotated[str, typer.Option(help="Part of ASVspoof 2019: LA or PA.")] = "LA",
-    split: Annotated[str, typer.Option(help="train, dev or eval.")] = "eval",
+    format: Annotated[str, typer.Option(help=f"Layout of the corpus: {FORMATS}.")] = "auto",
+    access: Annotated[str | None, typer.Option(help="Part of ASVspoof: LA, PA or DF; default: what is there.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of Fake-or-Real, such as for-norm.")] = None,
+    real: Annotated[str | None, typer.Option(help="Folder of the real speech of MLAAD or WaveFake.")] = None,
+    split: Annotated[str, typer.Option(help="train, dev, eval, all; of ASVspoof 2021 also progress, hidden.")] = "eval",
     full: Annotated[bool, typer.Option("--full", help="Score whole recordings, not windows.")] = False,
     submission: Annotated[
         str | None,
@@ -42,10 +47,11 @@ def evaluate(
     with one_line_errors():
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{output} is not empty; choose another --output")
-        from dataclasses import replace
+        from functools import partial
 
+        from ..audio import recognise
         from ..audio.detector import load_detector
-        from ..audio.detector_file import read_detector, write_detector
+        from ..audio.detector_file import read_detector
         from ..audio.evaluation import score
         from ..audio.figures import draw_scores
         from ..audio.metrics import asv_errors, read_asv_scores
@@ -57,45 +63,79 @@ def evaluate(
             write_scores,
             write_submission,
         )
-        from .corpus import load_splits
-        from .tables import print_evaluation
+        from ..audio.training import require_both_classes
+        from .tables import print_evaluation, print_over_corpora
 
         quiet()
-        form = submission or (format if format in SUBMISSIONS else None)
-        if form is not None and form not in SUBMISSIONS:
-            raise ValueError(f"--submission must be one of {', '.join(SUBMISSIONS)}, got {form!r}")
+        if submission is not None and submission not in SUBMISSIONS:
+            raise ValueError(f"--submission must be one of {', '.join(SUBMISSIONS)}, got {submission!r}")
         if tdcf not in ("2021", "2019"):
             raise ValueError(f"--tdcf must be 2021 or 2019, got {tdcf!r}")
         asv = None if asv_scores is None else asv_errors(*read_asv_scores(asv_scores, asv_keys))
         network, extractor = load_detector(model)
         detector = read_detector(Path(model))
-        settings = {"data": data, "format": format, "access": access, "on_error": on_error}
+        settings = {
+            "format": format, "access": access, "variant": variant, "real": real, "on_error": on_error, "split": split,
+        }  # fmt: skip
+        found = {}
         with bars() as report:
-            rows = load_splits(settings, (split,), workers, report)[split]
-            scores = score(
-                network,
-                extractor,
-                rows,
-                detector.seconds,
-                full=full,
-                batch_size=batch_size,
-                workers=workers,
-                progress=lambda done, total: report("scoring", done, total),
-            )
-        threshold = scores.threshold - detector.log_prior_odds
-        figures = figures_of(scores, detector.log_prior_odds, asv, tdcf)  # type: ignore[arg-type]
-        table = table_of(scores, detector.attacks)
-        output.mkdir(parents=True, exist_ok=True)
-        write_scores(output / SCORES, scores, detector.log_prior_odds)
-        if form is not None:
-            write_submission(output / SUBMISSION, scores, detector.log_prior_odds, form)
-        asked: dict[str, Any] = {"model": model, "split": split, "full": full, "submission": form, **settings}
-        write_json(output / RESULTS, {**asked, "threshold": threshold, "figures": figures, "table": table})
-        draw_scores(scores, output / PICTURE)
-        if Path(model).is_dir():
-            write_detector(Path(model), replace(detector, threshold=threshold))
-    print_evaluation(f"{split} of {data}", figures, table)
-    place = f"beside {model}" if Path(model).is_dir() else "nowhere: the model is not a folder"
-    console.print(f"threshold on the log-likelihood ratio: {threshold:.4f}, saved {escape(place)}")
-    written = [SCORES, *([SUBMISSION] if form else []), RESULTS, PICTURE]
-    console.print(f"[dim]{', '.join(written)} are in[/] {escape(str(output))}")
+            for place, corpus in _places(output, data).items():
+                rows = load_splits({**settings, "data": corpus}, (split,), workers, report)[split]
+                require_both_classes(f"{split} of {corpus}", rows)
+                scores = score(
+                    network,
+                    extractor,
+                    rows,
+                    detector.seconds,
+                    full=full,
+                    batch_size=batch_size,
+                    workers=workers,
+                    progress=partial(report, f"scoring {corpus}"),
+                )
+                threshold = scores.threshold - detector.log_prior_odds
+                figures = figures_of(scores, detector.log_prior_odds, asv, tdcf)  # type: ignore[arg-type]
+                table = table_of(scores, detector.attacks)
+                place.mkdir(parents=True, exist_ok=True)
+                write_scores(place / SCORES, scores, detector.log_prior_odds)
+                layout = recognise(corpus) if format == "auto" else format
+                form = submission or (layout if layout in SUBMISSIONS else None)
+                if form is not None:
+                    write_submission(place / SUBMISSION, scores, detector.log_prior_odds, form)
+                asked = {"model": model, "data": corpus, "full": full, "submission": form, **settings, "format": layout}
+                write_json(place / RESULTS, {**asked, "threshold": threshold, "figures": figures, "table": table})
+                draw_scores(scores, place / PICTURE)
+                found[corpus] = (figures, table, threshold)
+        for corpus, (figures, table, _) in found.items():
+            print_evaluation(f"{split} of {corpus}", figures, table)
+        if len(found) > 1:
+            print_over_corpora({corpus: figures for corpus, (figures, _, _) in found.items()})
+        _keep_threshold(model, detector, [threshold for _, _, threshold in found.values()])
+    console.print(
+        f"[dim]{SCORES}, {RESULTS}, {PICTURE} and, for ASVspoof, {SUBMISSION} are in[/] {escape(str(output))}"
+    )
+
+
+def _places(output: Path, data: list[str]) -> dict[Path, str]:
+    """A folder of results for each corpus: `output` itself for one, folders named after the corpora for several."""
+    if len(data) == 1:
+        return {output: data[0]}
+    names = [Path(corpus).resolve().name for corpus in data]
+    if len(set(names)) < len(names):
+        names = [f"{index}-{name}" for index, name in enumerate(names, start=1)]
+    return {output / name: corpus for name, corpus in zip(names, data, strict=True)}
+
+
+def _keep_threshold(model: str, detector: Any, thresholds: list[float]) -> None:
+    """Saves the threshold of one corpus beside the model; of several, none is the one to keep."""
+    from dataclasses import replace
+
+    from ..audio.detector_file import write_detector
+
+    if len(thresholds) > 1:
+        kept = "none" if detector.threshold is None else f"{detector.threshold:.4f}"
+        console.print(f"threshold on the log-likelihood ratio: {kept}, as before: several corpora name several")
+    elif Path(model).is_dir():
+        write_detector(Path(model), replace(detector, threshold=thresholds[0]))
+        console.print(f"threshold on the log-likelihood ratio: {thresholds[0]:.4f}, saved beside {escape(model)}")
+    else:
+        console.print(f"threshold on the log-likelihood ratio: {thresholds[0]:.4f}, not saved: the model is no folder")

@@ -68,6 +68,24 @@ def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[M
     console.print(", ".join(f"{shown} {figures[name]:.3f}" for name, shown in names.items() if name in figures))
 
 
+def print_over_corpora(figures: Mapping[str, Mapping[str, float]]) -> None:
+    """A row for each corpus, all trials together."""
+    print_table(
+        "over corpora",
+        [
+            {
+                "corpus": Path(corpus).name,
+                "EER (%)": percent(row["eer"]),
+                "95 %": f"{percent(row['eer_low'])} to {percent(row['eer_high'])}",
+                "minDCF": f"{row['min_dcf']:.3f}",
+                "actDCF": f"{row['act_dcf']:.3f}",
+                "Cllr": f"{row['cllr']:.3f}",
+            }
+            for corpus, row in figures.items()
+        ],
+    )
+
+
 def print_predictions(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """What a detector says of files, which are named without their folder."""
     print_table(

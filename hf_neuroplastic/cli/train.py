@@ -9,9 +9,10 @@ import typer
 from rich.markup import escape
 
 from .console import MAIN, bars, console, one_line_errors, quiet
+from .corpus import DEFAULTS, FORMATS, load_splits
 
 RESULTS, CURVES, RECIPE, LOG = "results.json", "results.png", "recipe.yaml", "train.log"
-NOT_OF_A_RECIPE = ("model", "data", "format", "access", "on_error")
+NOT_OF_A_RECIPE = ("model", "data", *DEFAULTS)
 MAY_DIFFER = ("workers", "report_to", "on_error")  # between a run and its resumption
 
 
@@ -21,9 +22,13 @@ def train(
         Path | None, typer.Option(help="YAML file of these settings, such as a run's recipe.yaml.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id or folder of a pretrained audio model.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the corpus.")] = None,
-    format: Annotated[str | None, typer.Option(help="Layout of the corpus: asvspoof2019 (default) or folder.")] = None,
-    access: Annotated[str | None, typer.Option(help="Part of ASVspoof 2019: LA (default) or PA.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder or table of the corpus; several times to join corpora.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help=f"Layout of the corpora: {FORMATS}.")] = None,
+    access: Annotated[str | None, typer.Option(help="Part of ASVspoof: LA, PA or DF; default: what is there.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of Fake-or-Real, such as for-norm.")] = None,
+    real: Annotated[str | None, typer.Option(help="Folder of the real speech of WaveFake.")] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -76,14 +81,12 @@ def train(
 def _train(output: Path, config: Path | None, given: dict[str, Any], resume: bool) -> None:
     from ..audio.recipe import read_yaml, recipe_of, write_yaml
 
-    settings = {"format": "asvspoof2019", "access": "LA", "on_error": "raise"}
-    settings |= read_yaml(config) if config else {}
-    settings |= given
+    settings = DEFAULTS | (read_yaml(config) if config else {}) | given
     missing = [f"--{name}" for name in ("model", "data") if name not in settings]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given, on the command line or in --config")
     recipe = recipe_of({name: value for name, value in settings.items() if name not in NOT_OF_A_RECIPE})
-    described = {name: str(settings[name]) for name in NOT_OF_A_RECIPE} | recipe.to_dict()
+    described = {name: settings[name] for name in NOT_OF_A_RECIPE} | recipe.to_dict()
     if resume:
         _compare(output, described)
         if (output / RESULTS).exists():
@@ -101,7 +104,6 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     from ..audio.figures import draw_runs
     from ..audio.results import figures_of, results_of, table_of, write_json
     from ..audio.training import detector_file_of, fine_tune, require_both_classes
-    from .corpus import load_splits
     from .tables import print_evaluation, print_runs
 
     quiet()
@@ -156,7 +158,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         write_json(output / RESULTS, content)
     print_runs([run])
     if "evaluation" in content:
-        print_evaluation(f"eval of {settings['data']}", **content["evaluation"])
+        print_evaluation("eval", **content["evaluation"])
     console.print(f"[dim]{RESULTS}, {LOG}, {RECIPE} and the detector, model/, are in[/] {escape(str(output))}")
 
 

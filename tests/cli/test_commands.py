@@ -167,7 +167,7 @@ ERRORS = [
     (
         "wrong layout",
         ["train", "--model", "{model}", "--data", "{corpus}", "--format", "folder", "--output", "{tmp}/o"],
-        ["label"],
+        ["not the layout folder", "folders of real and of fake files"],
     ),
     ("corrupt audio", ["train", "--model", "{model}", "--data", "{broken}", "--output", "{tmp}/o"], [".flac"]),
     (

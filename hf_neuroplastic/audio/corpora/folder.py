@@ -4,8 +4,8 @@
     label first    real/training/*.wav, real/testing/*.wav, fake/training/...
     flat           real/*.wav, fake/*.wav, which are then split by a seed
 
-Names of folders match whatever their case. Files are found at any depth below, through links too. Hidden files and folders
-are left out.
+Names of folders match whatever their case and marks; `labels.WORDS` has those of labels. Files are found at any depth below,
+through links too. Hidden files and folders are left out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import soundfile
 from datasets import Dataset
 
+from .labels import WORDS, bare
 from .readable import keep_readable
-from .rows import OnError, audio_dataset, check_on_error
+from .rows import OnError, audio_dataset, check_on_error, check_one_of
+from .shares import SHARES
 
 SPLIT_FOLDERS = MappingProxyType(
     {
@@ -33,22 +34,15 @@ SPLIT_FOLDERS = MappingProxyType(
         "eval": ("testing", "test", "evaluation", "eval"),
     }
 )
-LABEL_FOLDERS = MappingProxyType(
-    {
-        "bonafide": ("real", "bonafide", "bona-fide", "bona_fide", "genuine", "human"),
-        "spoof": ("fake", "spoof", "spoofed", "deepfake", "synthetic"),
-    }
-)
-DEFAULT_SHARES = (0.7, 0.1, 0.2)
 logger = logging.getLogger(__name__)
 
 
 def load_folder(
     root: str | Path,
-    split: Literal["train", "dev", "eval"] = "train",
+    split: str = "train",
     *,
     seed: int = 0,
-    shares: tuple[float, float, float] = DEFAULT_SHARES,
+    shares: tuple[float, float, float] = SHARES,
     on_error: OnError | None = None,
     check: bool = True,
 ) -> Dataset:
@@ -75,8 +69,7 @@ def load_folder(
     """
     root = Path(root)
     check_on_error(on_error)
-    if split not in SPLIT_FOLDERS:
-        raise ValueError(f"split must be one of {list(SPLIT_FOLDERS)}, got {split!r}.")
+    check_one_of("split", split, tuple(SPLIT_FOLDERS))
     if min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-9 or len(shares) != len(SPLIT_FOLDERS):
         raise ValueError(f"shares must be three non-negative numbers (train, dev, eval) that sum to 1, got {shares}.")
     if not root.is_dir():
@@ -108,7 +101,7 @@ def load_folder(
 def corpus_folder(root: Path) -> Path:
     """`root`, or the folder with splits or labels that `root` holds alone, at any depth."""
     folder = root
-    while not any(_child(folder, names) for names in (*SPLIT_FOLDERS.values(), *LABEL_FOLDERS.values())):
+    while not any(_child(folder, names) for names in (*SPLIT_FOLDERS.values(), *WORDS.values())):
         inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         if len(inner) != 1:
             return root
@@ -116,10 +109,22 @@ def corpus_folder(root: Path) -> Path:
     return folder
 
 
+def splits_in(root: Path) -> list[str]:
+    """The splits of a folder: those with a folder, or all three of a flat one; none where there are no labels either."""
+    first = {name: _child(root, names) for name, names in SPLIT_FOLDERS.items()}
+    if any(first.values()):
+        return [name for name, path in first.items() if path]
+    labels = [_child(root, names) for names in WORDS.values()]
+    if not all(labels):
+        return []
+    inner = {name: all(_child(path, names) for path in labels if path) for name, names in SPLIT_FOLDERS.items()}
+    return [name for name, there in inner.items() if there] or list(SPLIT_FOLDERS)
+
+
 def _label_folders(root: Path, split: str) -> tuple[dict[str, Path], bool]:
     """The folder of each label in a split, and whether the corpus is split."""
     splits = {name: _child(root, names) for name, names in SPLIT_FOLDERS.items()}
-    labels = {name: _child(root, names) for name, names in LABEL_FOLDERS.items()}
+    labels = {name: _child(root, names) for name, names in WORDS.items()}
     if any(splits.values()):
         if any(labels.values()):
             both = ", ".join(sorted(path.name for path in (*splits.values(), *labels.values()) if path))
@@ -127,8 +132,8 @@ def _label_folders(root: Path, split: str) -> tuple[dict[str, Path], bool]:
                 f"{root} holds folders of splits and of labels side by side ({both}); take one of the two out."
             )
         folder = _required(root, SPLIT_FOLDERS[split], f"split {split!r}")
-        return {name: _required(folder, names, f"label {name!r}") for name, names in LABEL_FOLDERS.items()}, True
-    found = {name: _required(root, names, f"label {name!r}") for name, names in LABEL_FOLDERS.items()}
+        return {name: _required(folder, names, f"label {name!r}") for name, names in WORDS.items()}, True
+    found = {name: _required(root, names, f"label {name!r}") for name, names in WORDS.items()}
     inner = {name: [_child(folder, names) for names in SPLIT_FOLDERS.values()] for name, folder in found.items()}
     if not any(map(any, inner.values())):
         return found, False
@@ -136,7 +141,7 @@ def _label_folders(root: Path, split: str) -> tuple[dict[str, Path], bool]:
 
 
 def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
-    matches = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()]
+    matches = [path for path in sorted(folder.iterdir()) if bare(path.name) in names and path.is_dir()]
     if len(matches) > 1:
         raise ValueError(f"{folder} holds {[path.name for path in matches]}, which mean the same; keep one of them.")
     return matches[0] if matches else None

@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Checked(NamedTuple):
-    """What is known of a file: what is wrong with its audio, or "", and a digest of its content."""
+    """What is known of a file: what is wrong with its audio, or "", a digest of its content, and its seconds."""
 
     fault: str
     digest: str
+    seconds: float
 
 
 def keep_readable(
@@ -39,7 +40,7 @@ def keep_readable(
     progress: Callable[[int, int], object] | None = None,
     memory: Path | None = MEMORY,
 ) -> Dataset:
-    """The rows whose audio can be decoded, with the column `digest`, which is equal for files of equal content.
+    """The rows whose audio can be decoded, with the columns `digest`, equal for files of equal content, and `seconds`.
 
     Args:
         dataset: rows with `audio` as `Audio(decode=False)`.
@@ -67,9 +68,9 @@ def keep_readable(
         )
     kept = np.flatnonzero([not each.fault for each in found])
     readable = dataset if not broken else dataset.select(kept)
-    if "digest" in readable.column_names:
-        readable = readable.remove_columns("digest")
-    return readable.add_column("digest", [found[index].digest for index in kept])
+    readable = readable.remove_columns([name for name in ("digest", "seconds") if name in readable.column_names])
+    readable = readable.add_column("digest", [found[index].digest for index in kept])
+    return readable.add_column("seconds", [found[index].seconds for index in kept])
 
 
 def _listing(faults: Sequence[str], most: int = 50) -> str:
@@ -90,7 +91,7 @@ def _remembered(
             for index, seen in zip(new, pool.map(_look, [part[index] for index in new]), strict=True):
                 found[index] = seen
             written = [(*identities[index], *found[index]) for index in new if identities[index]]  # type: ignore[misc]
-            database.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?)", written)
+            database.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?, ?)", written)
             database.commit()
             yield from found  # type: ignore[misc]
             if progress is not None:
@@ -100,9 +101,9 @@ def _remembered(
 def _look(audio: Any) -> Checked:
     source, name = source_of(audio)
     try:
-        check(source, name=name)
+        seconds = check(source, name=name)
     except (AudioDecodingError, FileNotFoundError) as error:
-        return Checked(str(error), "")
+        return Checked(str(error), "", 0.0)
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(source, bytes):
         digest.update(source)
@@ -110,7 +111,7 @@ def _look(audio: Any) -> Checked:
         with open(source, "rb") as file:
             while content := file.read(1 << 20):
                 digest.update(content)
-    return Checked("", digest.hexdigest())
+    return Checked("", digest.hexdigest(), seconds)
 
 
 def _identity(audio: Any) -> tuple[str, int, int] | None:
@@ -138,12 +139,13 @@ def _database(memory: Path | None) -> sqlite3.Connection:
 
 def _with_table(database: sqlite3.Connection) -> sqlite3.Connection:
     database.execute(
-        "CREATE TABLE IF NOT EXISTS checked (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, fault TEXT, digest TEXT)"
+        "CREATE TABLE IF NOT EXISTS checked"
+        " (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, fault TEXT, digest TEXT, seconds REAL)"
     )
     return database
 
 
 def _recalled(database: sqlite3.Connection, identity: tuple[str, int, int] | None) -> Checked | None:
-    asked = "SELECT fault, digest FROM checked WHERE path = ? AND size = ? AND time = ?"
+    asked = "SELECT fault, digest, seconds FROM checked WHERE path = ? AND size = ? AND time = ?"
     found = None if identity is None else database.execute(asked, identity).fetchone()
     return None if found is None else Checked(*found)

@@ -10,7 +10,6 @@ speaker    "-" where the corpus does not tell
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,9 +40,9 @@ def check_on_error(on_error: Any) -> None:
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
 
 
-def names_in(folder: Path) -> set[str]:
-    """Names of what a folder holds; none where there is no such folder. One reading, however many rows ask."""
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
 
 
 def decode_row(audio: Mapping[str, Any] | str) -> tuple[Waveform, int]:

@@ -67,9 +67,9 @@ def test_blank_lines_do_not_count(tmp_path):
 BAD_LINES = {
     "LA_0079 LA_T_1 - bonafide": "expected 5 columns, found 4",
     "LA_0079 LA_T_1 - - bonafide extra": "expected 5 columns, found 6",
-    "LA_0079 LA_T_1 - - genuine": "KEY must be one of ['bonafide', 'spoof']",
-    "LA_0079 LA_T_1 - A01 bonafide": "SYSTEM_ID must be '-' for bonafide",
-    "LA_0079 LA_T_1 - - spoof": "an attack for spoof",
+    "LA_0079 LA_T_1 - - genuine": "the key must be one of ['bonafide', 'spoof']",
+    "LA_0079 LA_T_1 - A01 bonafide": "the attack must be '-' for bonafide",
+    "LA_0079 LA_T_1 - - spoof": "a name for spoof",
     LA_LINES[0]: "LA_T_1138215 is listed twice",
 }
 

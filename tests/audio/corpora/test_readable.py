@@ -28,7 +28,7 @@ def read(monkeypatch):
 
     def noted(source, *, name=None):
         found.append(os.path.basename(source) if isinstance(source, str) else source)
-        check(source, name=name)
+        return check(source, name=name)
 
     monkeypatch.setattr(readable, "check", noted)
     return found
