@@ -100,12 +100,13 @@ def load_folder(
 
 def corpus_folder(root: Path) -> Path:
     """`root`, or the folder with splits or labels that `root` holds alone, at any depth."""
-    folder = root
-    while not any(_child(folder, names) for names in (*SPLIT_FOLDERS.values(), *WORDS.values())):
-        inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        if len(inner) != 1:
+    folder, names = root, [*SPLIT_FOLDERS.values(), *WORDS.values()]
+    held = _folders(folder)
+    while not any(_child(folder, each, held) for each in names):
+        if len(held) != 1:
             return root
-        folder = inner[0]
+        folder = folder / held[0]
+        held = _folders(folder)
     return folder
 
 
@@ -140,17 +141,24 @@ def _label_folders(root: Path, split: str) -> tuple[dict[str, Path], bool]:
     return {name: _required(folder, SPLIT_FOLDERS[split], f"split {split!r}") for name, folder in found.items()}, True
 
 
-def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
-    matches = [path for path in sorted(folder.iterdir()) if bare(path.name) in names and path.is_dir()]
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, hidden ones left out."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _child(folder: Path, names: tuple[str, ...], held: list[str] | None = None) -> Path | None:
+    """The folder in `folder` that has one of the names. held: as `_folders` gives."""
+    matches = [name for name in (_folders(folder) if held is None else held) if bare(name) in names]
     if len(matches) > 1:
-        raise ValueError(f"{folder} holds {[path.name for path in matches]}, which mean the same; keep one of them.")
-    return matches[0] if matches else None
+        raise ValueError(f"{folder} holds {matches}, which mean the same; keep one of them.")
+    return folder / matches[0] if matches else None
 
 
 def _required(folder: Path, names: tuple[str, ...], what: str) -> Path:
     found = _child(folder, names)
     if found is None:
-        present = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        present = ", ".join(_folders(folder)) or "none"
         raise FileNotFoundError(
             f"{folder} has no folder for {what}: found folders {present}; name one of them {' or '.join(names)} "
             "(upper or lower case)."

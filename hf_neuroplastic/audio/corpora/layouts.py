@@ -145,15 +145,18 @@ def recognise(root: str | Path, options: Options | None = None) -> str:
     root, options = Path(root), options or Options()
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or table")
-    lacking = {name: layout.lacks(root, options) for name, layout in LAYOUTS.items()}
+    special = {name: layout for name, layout in LAYOUTS.items() if name != "folder"}
+    lacking = {name: layout.lacks(root, options) for name, layout in special.items()}
     fitting = [name for name, lack in lacking.items() if not lack]
-    special = [name for name in fitting if name != "folder"]
-    if len(special) > 1:
-        raise ValueError(f"{root} has the layouts {' and '.join(special)}; choose one of them as format")
-    if not fitting:
+    if len(fitting) > 1:
+        raise ValueError(f"{root} has the layouts {' and '.join(fitting)}; choose one of them as format")
+    if fitting:
+        return fitting[0]
+    lacking["folder"] = LAYOUTS["folder"].lacks(root, options)
+    if lacking["folder"]:
         told = "; ".join(f"{name} needs {lack}" for name, lack in lacking.items())
         raise FileNotFoundError(f"{root} has no layout that is known: {told}")
-    return (special or fitting)[0]
+    return "folder"
 
 
 def load_corpus(
