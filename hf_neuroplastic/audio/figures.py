@@ -27,12 +27,12 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
     figure, (det, weak, replaced) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     for run in runs:
         if run.evaluation is not None:
-            _draw_det(det, run.evaluation, run.name)
+            draw_det(det, run.evaluation, run.name)
         if run.health:
             steps = [row["step"] for row in run.health]
             weak.plot(steps, [100 * row["neuro/weak_fraction"] for row in run.health], label=run.name)
             replaced.plot(steps, [row["neuro/replaced_total"] for row in run.health], label=run.name)
-    _dress_det(det)
+    dress_det(det)
     weak.set(xlabel="step", ylabel="neurons (%)", title="Contribution below 10 % of the layer's mean", ylim=0)
     replaced.set(xlabel="step", ylabel="neurons", title="Replaced so far", ylim=0)
     _save(figure, (det, weak, replaced), path)
@@ -41,8 +41,8 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
 def draw_scores(scores: Scores, path: Path) -> None:
     """A PNG with the DET curve and the scores of both classes."""
     figure, (det, histogram) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    _draw_det(det, scores, "all trials")
-    _dress_det(det)
+    draw_det(det, scores, "all trials")
+    dress_det(det)
     for label, name in enumerate(LABELS):
         histogram.hist(scores.scores[scores.labels == label], bins=40, density=True, alpha=0.6, label=name)
     histogram.axvline(scores.threshold, color="0.4", linewidth=1, linestyle="--", label="threshold")
@@ -50,17 +50,18 @@ def draw_scores(scores: Scores, path: Path) -> None:
     _save(figure, (det, histogram), path)
 
 
-def _draw_det(axes: Any, scores: Scores, name: str) -> None:
+def draw_det(axes: Any, scores: Scores, name: str, color: str | None = None) -> None:
+    """The DET curve of a detector."""
     far, frr, _ = detection_error_tradeoff(scores.scores, scores.labels)
     floor = 0.5 / len(scores.labels)  # the normal deviate of 0 and 1 is infinite
     x, y = (norm.ppf(np.clip(rate, floor, 1 - floor)) for rate in (far, frr))
-    axes.step(x, y, where="post", label=f"{name}  (EER {100 * scores.eer:.1f} %)")
+    axes.step(x, y, where="post", color=color, label=f"{name}  (EER {100 * scores.eer:.1f} %)")
 
 
-def _dress_det(axes: Any) -> None:
+def dress_det(axes: Any) -> None:
     """Normal-deviate axes, and their diagonal."""
     limits = norm.ppf([TICKS[0], TICKS[-1]])
-    axes.plot(limits, limits, color="0.8", linewidth=1, zorder=0)
+    axes.plot(limits, limits, color="0.5", linewidth=0.7, zorder=0)
     for axis, set_ticks in ((axes.xaxis, axes.set_xticks), (axes.yaxis, axes.set_yticks)):
         set_ticks(norm.ppf(TICKS), [f"{100 * tick:g}" for tick in TICKS])
         axis.grid(alpha=0.3)

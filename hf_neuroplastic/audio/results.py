@@ -108,6 +108,23 @@ def write_scores(path: Path, scores: Scores, log_prior_odds: float) -> None:
             )
 
 
+def read_scores(path: Path) -> Scores:
+    """The scores that `write_scores` wrote.
+
+    Raises:
+        ValueError: another file, by name.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        values = np.array([float(row["score"]) for row in rows])
+        labels = np.array([LABELS.index(row["label"]) for row in rows])
+        columns = [[row[name] for row in rows] for name in ("file", "attack", "condition")]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no table of scores as evaluate writes it: {error!r}") from None
+    return Scores(columns[0], labels, np.stack([values, np.zeros_like(values)], 1), columns[1], columns[2])
+
+
 def write_submission(path: Path, scores: Scores, log_prior_odds: float, form: str) -> None:
     """The score file that the organisers' scripts read.
 

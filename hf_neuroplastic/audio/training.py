@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import tempfile
 import time
@@ -31,6 +32,8 @@ from ..huggingface.callback import DropInCallback
 from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
 from ..huggingface.saved_keys import accept_saved_keys
 from ..neurons.dropin import DropIn
+from ..neurons.observe.health import neuron_health
+from ..neurons.operate.optimizer_state import unwrap_optimizer
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
 from .corpora.rows import LABELS
@@ -56,8 +59,10 @@ class Run:
 
     dev_eer: of the weights that were kept, chosen on dev; best_step: where they come from, None for the mean of the best ones
     (then `averaged` counts them). history: training loss, learning rate and dev EER by step. health: a row per logged step:
-    the keys of DropIn.report and "step"; empty without DropIn. counts: training utterances (bona fide, spoofed), as drawn in an
-    epoch. class_weights: of the loss, (bona fide, spoof). evaluation: scores of unseen data, if there were any.
+    the keys of DropIn.report and "step"; empty without DropIn. plasticity: a row per logged step: "step", NeuroPlastic's
+    "alpha_rms", and "weak", the share of weak neurons by layer, as far as there are any. counts: training utterances (bona
+    fide, spoofed), as drawn in an epoch. class_weights: of the loss, (bona fide, spoof). evaluation: scores of unseen data, if
+    there were any.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Run:
     interrupted: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     health: list[dict[str, float]] = field(default_factory=list)
+    plasticity: list[dict[str, Any]] = field(default_factory=list)
     evaluation: Scores | None = None
 
     @property
@@ -141,7 +147,8 @@ def fine_tune(
             seed=recipe.seed,
             augment=augmentation(recipe.augment) if recipe.augment else None,
         )
-        callbacks += [Watch(collator, stop, log, progress)]
+        watch = Watch(collator, stop, log, progress, dropin)
+        callbacks += [watch]
         arguments = training_arguments(recipe, folder, save=output is not None, evaluates=dev is not None)
         trainer = DetectorTrainer(
             model,
@@ -187,6 +194,7 @@ def fine_tune(
         bool(stop),
         [entry for entry in logged if "loss" in entry or "eval_eer" in entry],
         [entry for entry in logged if "neuro/dead_fraction" in entry],
+        watch.plasticity,
     )
 
 
@@ -336,13 +344,19 @@ class DetectorTrainer(Trainer):
 class Watch(TrainerCallback):
     """Tells the collator the epoch, reports steps and logs, and ends training with a checkpoint once a signal came.
 
-    stop: the signals that came.
+    stop: the signals that came. plasticity: filled as `Run.plasticity`.
     """
 
     def __init__(
-        self, collator: Any, stop: list[int], log: Log | None, progress: Callable[[int, int], object] | None
+        self,
+        collator: Any,
+        stop: list[int],
+        log: Log | None,
+        progress: Callable[[int, int], object] | None,
+        dropin: DropIn | None,
     ) -> None:
         self.collator, self.stop, self.log, self.progress = collator, stop, log, progress
+        self.dropin, self.plasticity = dropin, list[dict[str, Any]]()
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -362,10 +376,26 @@ class Watch(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        if logs and "loss" in logs:
+            self.plasticity.append({"step": state.global_step, **plasticity_of(optimizer, self.dropin)})
         if self.log is not None and state.is_world_process_zero and logs:
             self.log({"step": state.global_step, "steps": state.max_steps, **logs})
+
+
+def plasticity_of(optimizer: Any, dropin: DropIn | None) -> dict[str, Any]:
+    """`alpha_rms` of NeuroPlastic, and `weak` by layer of DropIn, as far as there are any."""
+    found: dict[str, Any] = {}
+    inner = unwrap_optimizer(optimizer)
+    if isinstance(inner, NeuroPlastic) and inner.state:
+        alpha = float(inner.diagnostics()["alpha_rms"])
+        found |= {"alpha_rms": alpha} if math.isfinite(alpha) else {}
+    if dropin is not None:
+        health = {known.site.name: neuron_health(known.statistics, [known]) for known in dropin.watched}
+        found["weak"] = {name: values["neuro/weak_fraction"] for name, values in health.items()}
+    return found
 
 
 def _anywhere(here: bool, device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from .console import MAIN, bars, console, one_line_errors, quiet
 from .corpus import DEFAULTS, FORMATS, load_splits
 
-RESULTS, CURVES, RECIPE, LOG = "results.json", "results.png", "recipe.yaml", "train.log"
+RESULTS, CURVES, SCORES, RECIPE, LOG = "results.json", "results.png", "scores.csv", "recipe.yaml", "train.log"
 NOT_OF_A_RECIPE = ("model", "data", *DEFAULTS)
 MAY_DIFFER = ("workers", "report_to", "on_error")  # between a run and its resumption
 
@@ -102,7 +102,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     from ..audio.detector_file import write_detector
     from ..audio.evaluation import score
     from ..audio.figures import draw_runs
-    from ..audio.results import figures_of, results_of, table_of, write_json
+    from ..audio.results import figures_of, results_of, table_of, write_json, write_scores
     from ..audio.training import detector_file_of, fine_tune, require_both_classes
     from .tables import print_evaluation, print_runs
 
@@ -155,6 +155,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
                 "table": table_of(run.evaluation, detector.attacks),
             }
             draw_runs([run], output / CURVES)
+            write_scores(output / SCORES, run.evaluation, detector.log_prior_odds)
         write_json(output / RESULTS, content)
     print_runs([run])
     if "evaluation" in content:

@@ -91,7 +91,7 @@ def _remembered(
             for index, seen in zip(new, pool.map(_look, [part[index] for index in new]), strict=True):
                 found[index] = seen
             written = [(*identities[index], *found[index]) for index in new if identities[index]]  # type: ignore[misc]
-            database.executemany("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?, ?)", written)
+            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", written)
             database.commit()
             yield from found  # type: ignore[misc]
             if progress is not None:
@@ -139,13 +139,13 @@ def _database(memory: Path | None) -> sqlite3.Connection:
 
 def _with_table(database: sqlite3.Connection) -> sqlite3.Connection:
     database.execute(
-        "CREATE TABLE IF NOT EXISTS checked"
+        "CREATE TABLE IF NOT EXISTS files"
         " (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, fault TEXT, digest TEXT, seconds REAL)"
     )
     return database
 
 
 def _recalled(database: sqlite3.Connection, identity: tuple[str, int, int] | None) -> Checked | None:
-    asked = "SELECT fault, digest, seconds FROM checked WHERE path = ? AND size = ? AND time = ?"
+    asked = "SELECT fault, digest, seconds FROM files WHERE path = ? AND size = ? AND time = ?"
     found = None if identity is None else database.execute(asked, identity).fetchone()
     return None if found is None else Checked(*found)
