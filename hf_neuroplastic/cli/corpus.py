@@ -1,74 +1,55 @@
-"""The corpora that commands read."""
+"""hf-neuroplastic corpus synthetic | show."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from .console import Report
+import typer
+from rich.markup import escape
 
-FORMATS = (
-    "auto (default), asvspoof2019, asvspoof2021, asvspoof5, in-the-wild, mlaad, fake-or-real, wavefake, table or folder"
-)
-OPTIONS = ("access", "variant", "real")
-DEFAULTS: dict[str, Any] = {"format": "auto", "access": None, "variant": None, "real": None, "on_error": "raise"}
-logger = logging.getLogger(__name__)
+from .console import bars, console, one_line_errors, quiet
+from .loading import FORMATS
+
+corpus = typer.Typer(help="Corpora: make a synthetic one, look at those you have.", no_args_is_help=True)
 
 
-def load_splits(settings: Mapping[str, Any], splits: Sequence[str], workers: int, report: Report) -> dict[str, Any]:
-    """The splits of a corpus, every file checked; the first must be there, others may be absent, which is said.
+@corpus.command()
+def synthetic(
+    output: Annotated[Path, typer.Argument(help="Folder for the corpus; new, empty, or an earlier synthetic corpus.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of voices and utterances.")] = 0,
+) -> None:
+    """Write the demonstration's corpus: 2,400 utterances in ASVspoof 2019 layout, three known attacks and an unknown one."""
+    with one_line_errors():
+        from functools import partial
 
-    settings: `data`, one folder or several, whose rows are joined, and `DEFAULTS`.
-    """
-    from ..audio.corpora.leaks import warn_of_leaks
+        from ..audio import write_corpus
 
-    folders = [settings["data"]] if isinstance(settings["data"], str) else list(settings["data"])
-    found = {}
-    for split in splits:
-        rows = [_load(folder, split, settings, workers, report, split == splits[0]) for folder in folders]
-        held = [each for each in rows if each is not None]
-        if held:
-            found[split] = _joined(held)
-    warn_of_leaks(found)
-    return found
+        with bars() as report:
+            write_corpus(output, seed=seed, progress=partial(report, "writing"))
+    console.print(f"the corpus is in {escape(str(output))}; it says nothing about real forgeries")
 
 
-def _load(
-    folder: str, split: str, settings: Mapping[str, Any], workers: int, report: Report, needed: bool
-) -> Any | None:
-    from ..audio import keep_readable
-    from ..audio.corpora.layouts import Options, load_corpus, recognise
+@corpus.command()
+def show(
+    data: Annotated[list[str], typer.Argument(help="Folders and tables of corpora.")],
+    format: Annotated[str, typer.Option(help=f"Layout: {FORMATS}.")] = "auto",
+    access: Annotated[str | None, typer.Option(help="Part of ASVspoof: LA, PA or DF; default: what is there.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of Fake-or-Real, such as for-norm.")] = None,
+    real: Annotated[str | None, typer.Option(help="Folder of the real speech of MLAAD or WaveFake.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that check audio.")] = 0,
+    on_error: Annotated[
+        str, typer.Option(help="Absent or corrupt files, lines that make no sense: raise or skip.")
+    ] = "skip",
+) -> None:
+    """Check corpora: layout, splits, files, hours, attacks, conditions, speakers; what is left out, copied or shared."""
+    with one_line_errors():
+        from ..audio.corpora.layouts import Options, splits_of
+        from .loading import load_splits
 
-    options = Options(**{name: settings.get(name) for name in OPTIONS})
-    layout = recognise(folder, options) if settings["format"] == "auto" else settings["format"]
-    try:
-        rows = load_corpus(folder, split, layout, options=options, on_error=settings["on_error"], check=False)
-    except FileNotFoundError as error:
-        if needed:
-            raise
-        logger.warning("without the split %r: %s", split, error)
-        return None
-    rows = keep_readable(
-        rows, on_error=settings["on_error"], workers=workers, progress=partial(report, f"checking {split}")
-    )
-    report.say(f"{folder} ({layout}), {split}: {_told(rows)}")
-    return rows
-
-
-def _joined(held: Sequence[Any]) -> Any:
-    from datasets import concatenate_datasets
-
-    return held[0] if len(held) == 1 else concatenate_datasets(list(held))
-
-
-def _told(rows: Any) -> str:
-    """What a split holds, in words."""
-    labels = rows["label"][:]
-    kinds = {name: sorted(set(rows[name]) - {"-"}) for name in ("attack", "condition", "speaker")}
-    counts = [f"{len(names)} {name}s" for name, names in kinds.items() if names]
-    hours = sum(rows["seconds"]) / 3600
-    return ", ".join(
-        [f"{labels.count(0)} bona fide and {labels.count(1)} spoofed files", f"{hours:.2f} hours", *counts]
-    )
+        quiet()
+        settings = {"format": format, "access": access, "variant": variant, "real": real, "on_error": on_error}
+        with bars() as report:
+            for each in data:
+                splits = splits_of(each, format, Options(access, variant, real))
+                load_splits({**settings, "data": each}, splits, workers, report)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from .console import bars, console, one_line_errors, quiet
-from .corpus import FORMATS, load_splits
+from .loading import FORMATS, load_splits
 
 SCORES, SUBMISSION, RESULTS, PICTURE = "scores.csv", "submission.txt", "evaluation.json", "evaluation.png"
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from .console import MAIN, bars, console, one_line_errors, quiet
-from .corpus import DEFAULTS, FORMATS, load_splits
+from .loading import DEFAULTS, FORMATS, load_splits
 
 RESULTS, CURVES, SCORES, RECIPE, LOG = "results.json", "results.png", "scores.csv", "recipe.yaml", "train.log"
 NOT_OF_A_RECIPE = ("model", "data", *DEFAULTS)

@@ -148,6 +148,42 @@ def test_inspect_lists_sites(model):
     assert "layers.3" not in result.output
 
 
+def test_inspect_on_data_tells_how_neurons_fare(trained, corpus):
+    result = _run("inspect", trained / "model", "--data", corpus, "--most", 3)
+    assert result.exit_code == 0, result.output
+    for shown in ("dead", "weak", "strong", "on 3 recordings"):
+        assert shown in result.output
+
+
+def test_corpora_are_written_and_shown(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("hf_neuroplastic.audio.write_corpus", lambda output, **_: shutil.copytree(corpus, output))
+    assert _run("corpus", "synthetic", tmp_path / "c").exit_code == 0
+    first = next((tmp_path / "c" / "LA" / "ASVspoof2019_LA_train" / "flac").iterdir())
+    shutil.copy(first, next((tmp_path / "c" / "LA" / "ASVspoof2019_LA_eval" / "flac").iterdir()))
+    result = _run("corpus", "show", tmp_path / "c")
+    assert result.exit_code == 0, result.output
+    assert "(asvspoof2019), train: 8 bona fide and 8 spoofed files" in result.output
+    assert "(asvspoof2019), eval: 6 bona fide and 6 spoofed files" in result.output
+    assert _run("corpus", "show", tmp_path).exit_code == 2
+
+
+def test_one_table_over_corpora_and_joined_training(trained, corpus, model, tmp_path):
+    shutil.copytree(corpus, tmp_path / "other")
+    result = _run(
+        "evaluate", trained / "model", "--data", corpus, "--data", tmp_path / "other", "--output", tmp_path / "e"
+    )
+    assert result.exit_code == 0, result.output
+    assert "over corpora" in result.output
+    found = [json.loads((tmp_path / "e" / name / "evaluation.json").read_text()) for name in ("corpus", "other")]
+    assert found[0]["figures"] == found[1]["figures"]
+    assert [each["format"] for each in found] == ["asvspoof2019"] * 2
+    result = _run(
+        "train", "--model", model, "--data", corpus, "--data", tmp_path / "other", *TRAIN, "--output", tmp_path / "o"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "o" / "results.json").read_text())["runs"][0]["counts"] == [16, 16]
+
+
 def _broken_corpus(corpus: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "broken"
     shutil.copytree(corpus, copy)

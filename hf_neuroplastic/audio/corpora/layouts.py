@@ -159,6 +159,24 @@ def recognise(root: str | Path, options: Options | None = None) -> str:
     return "folder"
 
 
+def splits_of(root: str | Path, format: str = "auto", options: Options | None = None) -> list[str]:
+    """The splits that a corpus has; errors as `load_corpus`."""
+    name, root, options = _layout_of(root, format, options)
+    return LAYOUTS[name].splits(root, options)
+
+
+def _layout_of(root: str | Path, format: str, options: Options | None) -> tuple[str, Path, Options]:
+    check_one_of("format", format, FORMATS)
+    root, options = Path(root), options or Options()
+    name = recognise(root, options) if format == "auto" else format
+    lack = LAYOUTS[name].lacks(root, options)
+    if lack:
+        raise FileNotFoundError(
+            f"{root} has not the layout {name}: it lacks {lack}; format='auto' tells which one it has"
+        )
+    return name, root, options
+
+
 def load_corpus(
     root: str | Path,
     split: str = "train",
@@ -178,15 +196,8 @@ def load_corpus(
         ValueError: another format or split. FileNotFoundError: no such corpus, or no such split in it. Others as the layout's
         own loader.
     """
-    check_one_of("format", format, FORMATS)
-    root, options = Path(root), options or Options()
-    name = recognise(root, options) if format == "auto" else format
+    name, root, options = _layout_of(root, format, options)
     layout, how = LAYOUTS[name], {"on_error": on_error, "check": check}
-    lack = layout.lacks(root, options)
-    if lack:
-        raise FileNotFoundError(
-            f"{root} has not the layout {name}: it lacks {lack}; format='auto' tells which one it has"
-        )
     there = layout.splits(root, options)
     if split == "all":
         return concatenate_datasets([layout.load(root, each, options, how) for each in there])
