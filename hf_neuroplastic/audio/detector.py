@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from .corpora.labels import meaning
 from .corpora.rows import LABELS
+from .detector_file import DetectorFile, read_detector
 from .trainable import head_of
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,12 @@ def longest_window(feature_extractor: Any) -> float | None:
         return samples / feature_extractor.sampling_rate
     frames = getattr(feature_extractor, "max_length", None)  # of 25 ms, every 10 ms
     return None if frames is None else frames * 0.01 + 0.015
+
+
+def read_window(folder: Path, feature_extractor: Any) -> DetectorFile:
+    """What stands beside the weights in `folder`; of a model without such a file, a window that its extractor does not cut."""
+    read, longest = read_detector(folder), longest_window(feature_extractor)
+    return read if longest is None else replace(read, seconds=min(read.seconds, longest))
 
 
 def require_window(seconds: float, feature_extractor: Any) -> None:

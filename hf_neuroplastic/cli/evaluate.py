@@ -50,8 +50,7 @@ def evaluate(
         from functools import partial
 
         from ..audio import recognise
-        from ..audio.detector import load_detector
-        from ..audio.detector_file import read_detector
+        from ..audio.detector import load_detector, read_window
         from ..audio.evaluation import score
         from ..audio.figures import draw_scores
         from ..audio.metrics import asv_errors, read_asv_scores
@@ -73,7 +72,7 @@ def evaluate(
             raise ValueError(f"--tdcf must be 2021 or 2019, got {tdcf!r}")
         asv = None if asv_scores is None else asv_errors(*read_asv_scores(asv_scores, asv_keys))
         network, extractor = load_detector(model)
-        detector = read_detector(Path(model))
+        detector = read_window(Path(model), extractor)
         settings = {
             "format": format, "access": access, "variant": variant, "real": real, "on_error": on_error, "split": split,
         }  # fmt: skip

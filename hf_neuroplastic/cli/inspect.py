@@ -31,8 +31,7 @@ def inspect(
 def _inspect_neurons(model: str, data: str, split: str, most: int) -> None:
     from functools import partial
 
-    from ..audio.detector import load_detector
-    from ..audio.detector_file import read_detector
+    from ..audio.detector import load_detector, read_window
     from ..audio.inspection import inspect_neurons
     from .loading import load_splits
     from .tables import print_table
@@ -42,7 +41,7 @@ def _inspect_neurons(model: str, data: str, split: str, most: int) -> None:
     with bars() as report:
         rows = load_splits({**DEFAULTS, "data": data}, (split,), 0, report)[split].shuffle(seed=0)
         rows = rows.select(range(min(most, len(rows))))
-        seconds = read_detector(Path(model)).seconds
+        seconds = read_window(Path(model), extractor).seconds
         found = inspect_neurons(network, extractor, rows, seconds, progress=partial(report, "listening"))
     print_table(
         f"{model} on {len(rows)} recordings", [{name: str(value) for name, value in row.items()} for row in found]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from detectors import save_detector
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForAudioClassification
+from transformers import ASTFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
 
-from hf_neuroplastic.audio.detector import load_detector, meaning
+from hf_neuroplastic.audio.corpora.labels import meaning
+from hf_neuroplastic.audio.detector import load_detector, read_window
 
 
 @pytest.fixture
@@ -78,3 +79,9 @@ def test_words_are_known_in_any_spelling():
         None,
         None,
     ]
+
+
+def test_a_model_without_detector_file_gets_a_window_that_is_not_cut(tmp_path):
+    extractor = ASTFeatureExtractor(num_mel_bins=16, max_length=32)
+    assert read_window(tmp_path, extractor).seconds == pytest.approx(0.335)
+    assert read_window(tmp_path, Wav2Vec2FeatureExtractor()).seconds == 4.0375
