@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from .console import bars, console, one_line_errors, quiet
+from .console import Report, bars, console, one_line_errors, quiet
 from .loading import FORMATS, load_splits
+
+if TYPE_CHECKING:
+    from ..audio.detector_file import DetectorFile
 
 SCORES, SUBMISSION, RESULTS, PICTURE = "scores.csv", "submission.txt", "evaluation.json", "evaluation.png"
 
@@ -47,22 +50,10 @@ def evaluate(
     with one_line_errors():
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{output} is not empty; choose another --output")
-        from functools import partial
-
         from ..audio import recognise
         from ..audio.detector import load_detector, read_window
-        from ..audio.evaluation import score
-        from ..audio.figures import draw_scores
         from ..audio.metrics import asv_errors, read_asv_scores
-        from ..audio.results import (
-            SUBMISSIONS,
-            figures_of,
-            table_of,
-            write_json,
-            write_scores,
-            write_submission,
-        )
-        from ..audio.training import require_both_classes
+        from ..audio.results import SUBMISSIONS
         from .tables import print_evaluation, print_over_corpora
 
         quiet()
@@ -73,37 +64,22 @@ def evaluate(
         asv = None if asv_scores is None else asv_errors(*read_asv_scores(asv_scores, asv_keys))
         network, extractor = load_detector(model)
         detector = read_window(Path(model), extractor)
-        settings = {
-            "format": format, "access": access, "variant": variant, "real": real, "on_error": on_error, "split": split,
-        }  # fmt: skip
+        corpus_options = {"access": access, "variant": variant, "real": real, "on_error": on_error}
         found = {}
         with bars() as report:
             for place, corpus in _places(output, data).items():
-                rows = load_splits({**settings, "data": corpus}, (split,), workers, report)[split]
-                require_both_classes(f"{split} of {corpus}", rows)
-                scores = score(
-                    network,
-                    extractor,
-                    rows,
-                    detector.seconds,
-                    full=full,
-                    batch_size=batch_size,
-                    workers=workers,
-                    progress=partial(report, f"scoring {corpus}"),
-                )
-                threshold = scores.threshold - detector.log_prior_odds
-                figures = figures_of(scores, detector.log_prior_odds, asv, tdcf)  # type: ignore[arg-type]
-                table = table_of(scores, detector.attacks)
-                place.mkdir(parents=True, exist_ok=True)
-                write_scores(place / SCORES, scores, detector.log_prior_odds)
                 layout = recognise(corpus) if format == "auto" else format
-                form = submission or (layout if layout in SUBMISSIONS else None)
-                if form is not None:
-                    write_submission(place / SUBMISSION, scores, detector.log_prior_odds, form)
-                asked = {"model": model, "data": corpus, "full": full, "submission": form, **settings, "format": layout}
-                write_json(place / RESULTS, {**asked, "threshold": threshold, "figures": figures, "table": table})
-                draw_scores(scores, place / PICTURE)
-                found[corpus] = (figures, table, threshold)
+                asked: dict[str, Any] = {
+                    "model": model,
+                    "data": corpus,
+                    "split": split,
+                    "format": layout,
+                    **corpus_options,
+                }
+                asked |= {"full": full, "submission": submission or (layout if layout in SUBMISSIONS else None)}
+                rows = load_splits(asked, (split,), workers, report)[split]
+                how = {"full": full, "batch_size": batch_size, "workers": workers}
+                found[corpus] = _evaluate(network, extractor, detector, rows, place, asked, how, (asv, tdcf), report)
         for corpus, (figures, table, _) in found.items():
             print_evaluation(f"{split} of {corpus}", figures, table)
         if len(found) > 1:
@@ -112,6 +88,39 @@ def evaluate(
     console.print(
         f"[dim]{SCORES}, {RESULTS}, {PICTURE} and, for ASVspoof, {SUBMISSION} are in[/] {escape(str(output))}"
     )
+
+
+def _evaluate(
+    network: Any,
+    extractor: Any,
+    detector: DetectorFile,
+    rows: Any,
+    place: Path,
+    asked: dict[str, Any],
+    how: dict[str, Any],
+    tandem: tuple[Any, Any],
+    report: Report,
+) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+    """Figures, table and threshold of a corpus, whose files are left in the folder `place`. how: options of `score`."""
+    from functools import partial
+
+    from ..audio.evaluation import score
+    from ..audio.figures import draw_scores
+    from ..audio.results import figures_of, table_of, write_json, write_scores, write_submission
+    from ..audio.training import require_both_classes
+
+    require_both_classes(f"{asked['split']} of {asked['data']}", rows)
+    progress = partial(report, f"scoring {asked['data']}")
+    scores = score(network, extractor, rows, detector.seconds, **how, progress=progress)
+    figures = figures_of(scores, detector.log_prior_odds, *tandem)
+    table, threshold = table_of(scores, detector.attacks), scores.threshold - detector.log_prior_odds
+    place.mkdir(parents=True, exist_ok=True)
+    write_scores(place / SCORES, scores, detector.log_prior_odds)
+    if asked["submission"] is not None:
+        write_submission(place / SUBMISSION, scores, detector.log_prior_odds, asked["submission"])
+    write_json(place / RESULTS, {**asked, "threshold": threshold, "figures": figures, "table": table})
+    draw_scores(scores, place / PICTURE)
+    return figures, table, threshold
 
 
 def _places(output: Path, data: list[str]) -> dict[Path, str]:
@@ -124,7 +133,7 @@ def _places(output: Path, data: list[str]) -> dict[Path, str]:
     return {output / name: corpus for name, corpus in zip(names, data, strict=True)}
 
 
-def _keep_threshold(model: str, detector: Any, thresholds: list[float]) -> None:
+def _keep_threshold(model: str, detector: DetectorFile, thresholds: list[float]) -> None:
     """Saves the threshold of one corpus beside the model; of several, none is the one to keep."""
     from dataclasses import replace
 

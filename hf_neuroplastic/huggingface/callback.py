@@ -113,8 +113,12 @@ class DropInCallback(TrainerCallback):
             logger.warning(
                 "no neuron will be replaced: %d steps leave no event to interval=%s, start=%s, stop=%s and maturity=%s; train "
                 "longer, or give DropInConfig smaller ones",
-                state.max_steps, self.config.interval, self.config.start, self.config.stop, self.config.maturity,
-            )  # fmt: skip
+                state.max_steps,
+                self.config.interval,
+                self.config.start,
+                self.config.stop,
+                self.config.maturity,
+            )
         if self.config.acts or isinstance(unwrap_optimizer(optimizer), NeuroPlastic):
             tag_model(model)
 

@@ -255,8 +255,10 @@ def _warn_of_parts(files: list[str], folder: Path) -> None:
     if parts:
         logger.warning(
             "%s is split at random, file by file: folders such as %s have files in several splits; give folders named train, "
-            "dev and eval where speakers or attacks must be kept apart", folder, parts[0],
-        )  # fmt: skip
+            "dev and eval where speakers or attacks must be kept apart",
+            folder,
+            parts[0],
+        )
 
 
 def _share(files: list[str], rng: np.random.Generator, split: str, shares: tuple[float, float, float]) -> list[str]:

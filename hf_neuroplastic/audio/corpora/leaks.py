@@ -24,14 +24,21 @@ def warn_of_leaks(splits: Mapping[str, Dataset]) -> None:
                 names = other.select(copies[:5])["file_name"][:]
                 logger.warning(
                     "%d of %d files of %s are copies of files of %s, such as %s: take them out of one of the splits",
-                    copies.size, len(other), second, first, _some(names),
-                )  # fmt: skip
+                    copies.size,
+                    len(other),
+                    second,
+                    first,
+                    _some(names),
+                )
         shared = sorted((set(one["speaker"][:]) & set(other["speaker"][:])) - {"-"})
         if shared:
             logger.warning(
                 "%s and %s share %d speakers, such as %s: the error rate on unseen speakers may be higher",
-                first, second, len(shared), _some(shared),
-            )  # fmt: skip
+                first,
+                second,
+                len(shared),
+                _some(shared),
+            )
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -86,8 +86,10 @@ def table_rows(
     chosen = [index for index, keep in enumerate(kept) if keep]
     if not chosen:
         raise FileNotFoundError(f"{path} has no rows of split {split!r}")
-    told: Columns = {name: [columns[name][i] or "-" for i in chosen] if name in columns else ["-"] * len(chosen)
-                     for name in ("attack", "condition", "speaker")}  # fmt: skip
+    told: Columns = {
+        name: [columns[name][i] or "-" for i in chosen] if name in columns else ["-"] * len(chosen)
+        for name in ("attack", "condition", "speaker")
+    }
     told["label"] = [labels[i] for i in chosen]
     told["file_name"] = [columns["path"][i] for i in chosen]
     told["attack"] = attacks_of(told)
