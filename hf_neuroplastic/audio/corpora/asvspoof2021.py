@@ -71,3 +71,13 @@ def accesses_in(root: Path) -> list[str]:
         for access in LINES
         if keys_path(root, access) and ((root / f"ASVspoof2021_{access}_eval").is_dir() or (root / "flac").is_dir())
     ]
+
+
+def phases_in(root: Path, access: str) -> list[str]:
+    """Which phases the keys name; the organisers' script wants scores of all."""
+    keys = keys_path(root, access)
+    if keys is None:
+        return []
+    lines = (line.split() for line in keys.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    named = {fields[PHASE] for fields in lines if len(fields) > PHASE}
+    return [phase for phase in PHASES if any(name.startswith(phase) for name in named)]

@@ -55,6 +55,10 @@ def _load_2019(root: Path, split: str, options: Options, how: Mapping[str, Any])
     return asvspoof2019.load_asvspoof2019(root, access, split, **how)
 
 
+def _splits_2021(root: Path, options: Options) -> list[str]:
+    return asvspoof2021.phases_in(root, _access(asvspoof2021.accesses_in(root), options))
+
+
 def _load_2021(root: Path, split: str, options: Options, how: Mapping[str, Any]) -> Dataset:
     access = _access(asvspoof2021.accesses_in(root), options)
     return asvspoof2021.load_asvspoof2021(root, access, split, **how)
@@ -88,7 +92,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda root, _: _unless(
             asvspoof2021.accesses_in(root), "ASVspoof2021_{LA,DF}_eval and keys/{LA,DF}/CM/trial_metadata.txt"
         ),
-        lambda root, _: ["eval"],
+        _splits_2021,
         _load_2021,
     ),
     "asvspoof5": Layout(

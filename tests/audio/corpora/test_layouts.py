@@ -109,7 +109,7 @@ def table(root):
 # writer, splits that are there, rows of eval: labels, attacks, conditions
 LAYOUTS = {
     "asvspoof2019": (asvspoof2019, {"train", "dev", "eval"}, [0, 1], ["-", "A01"], ["-", "-"]),
-    "asvspoof2021": (asvspoof2021, {"eval"}, [1, 0], ["A07", "-"], ["alaw", "none"]),
+    "asvspoof2021": (asvspoof2021, {"eval", "progress"}, [1, 0], ["A07", "-"], ["alaw", "none"]),
     "asvspoof5": (asvspoof5, {"train", "dev", "eval"}, [1, 0], ["A14", "-"], ["-", "C05"]),
     "in-the-wild": (in_the_wild, {"eval"}, [1, 0], ["-", "-"], ["-", "-"]),
     "mlaad": (mlaad, {"eval"}, [0, 1, 1], ["-", "vits", "xtts"], ["de", "de", "it"]),
