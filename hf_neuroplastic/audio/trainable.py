@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Any
 
@@ -65,10 +66,9 @@ def with_lora(model: Any, rank: int) -> Any:
     Raises:
         ImportError: PEFT is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ImportError('lora needs PEFT: pip install "hf-neuroplastic[lora]"', name="peft") from None
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
     head = sorted(head_of(model))
     linear = [
         name
@@ -81,6 +81,11 @@ def with_lora(model: Any, rank: int) -> Any:
         model,
         LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=pattern, modules_to_save=modules),
     )
+
+
+def require_peft() -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError('lora needs PEFT: pip install "hf-neuroplastic[lora]"', name="peft")
 
 
 def merged(model: Any) -> Any:

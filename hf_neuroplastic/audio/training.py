@@ -34,6 +34,7 @@ from ..huggingface.saved_keys import accept_saved_keys
 from ..neurons.dropin import DropIn
 from ..neurons.observe.health import neuron_health
 from ..neurons.operate.optimizer_state import unwrap_optimizer
+from ..neurons.sites import select_sites
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
 from .corpora.rows import LABELS
@@ -42,7 +43,7 @@ from .evaluation import Scores, bona_fide_scores, taken_by, window_collator
 from .metrics import equal_error_rate
 from .recipe import METHODS, Recipe
 from .selection import KeepBest, mean_of, put
-from .trainable import freeze, merged, with_lora
+from .trainable import freeze, merged, require_peft, with_lora
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -196,6 +197,20 @@ def fine_tune(
         [entry for entry in logged if "neuro/dead_fraction" in entry],
         watch.plasticity,
     )
+
+
+def require_trainable(model: nn.Module, recipe: Recipe) -> None:
+    """Raises, before any audio is read, what `fine_tune` would raise of the model: it stays as it is."""
+    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        freeze(model, "nothing" if recipe.lora else recipe.freeze)
+        if recipe.lora:
+            require_peft()
+        elif recipe.method.endswith("+dropin"):
+            select_sites(model, recipe.dropin.layers, recipe.dropin.recurrent)
+    finally:
+        for parameter, before in learns:
+            parameter.requires_grad_(before)
 
 
 def detector_file_of(run: Run, recipe: Recipe, train: Dataset, dev: Scores | None) -> DetectorFile:

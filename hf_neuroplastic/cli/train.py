@@ -103,12 +103,13 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     from ..audio.evaluation import score
     from ..audio.figures import draw_runs
     from ..audio.results import figures_of, results_of, table_of, write_json, write_scores
-    from ..audio.training import detector_file_of, fine_tune, require_both_classes
+    from ..audio.training import detector_file_of, fine_tune, require_both_classes, require_trainable
     from .tables import print_evaluation, print_runs
 
     quiet()
     network, extractor = load_detector(str(settings["model"]))
     require_window(recipe.seconds, extractor)
+    require_trainable(network, recipe)
     with bars(output / LOG) as report:
         splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers, report)
         for name, rows in splits.items():

@@ -167,6 +167,25 @@ def test_corpora_are_written_and_shown(tmp_path, corpus, monkeypatch):
     assert _run("corpus", "show", tmp_path).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--seconds", "1", "--freeze", "last:9"), "more layers than"),
+        (("--seconds", "3"), "seconds must be at most"),
+        (("--seconds", "1", "--lora", "2"), "exclude"),
+        (("--config", "{tmp}/layers.yaml"), "matches none of the model's sites"),
+    ],
+)
+def test_what_the_model_cannot_do_is_told_before_audio_is_read(options, words, tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("hf_neuroplastic.cli.train.load_splits", lambda *_: pytest.fail("audio was read"))
+    model = save_detector("ast", tmp_path / "ast")
+    (tmp_path / "layers.yaml").write_text("dropin: {layers: [encoder.99]}\nseconds: 1\n")
+    options = [option.format(tmp=tmp_path) for option in options]
+    result = _run("train", "--model", model, "--data", corpus, "--output", tmp_path / "o", *options)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
 def test_one_table_over_corpora_and_joined_training(trained, corpus, model, tmp_path):
     shutil.copytree(corpus, tmp_path / "other")
     result = _run(
