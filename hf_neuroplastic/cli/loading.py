@@ -22,39 +22,35 @@ def load_splits(settings: Mapping[str, Any], splits: Sequence[str], workers: int
 
     settings: `data`, one folder or several, whose rows are joined, and `DEFAULTS`.
     """
+    from ..audio.corpora.layouts import Options, load_corpus, recognise, splits_of
     from ..audio.corpora.leaks import warn_of_leaks
 
     folders = [settings["data"]] if isinstance(settings["data"], str) else list(settings["data"])
+    options = Options(**{name: settings.get(name) for name in OPTIONS})
+    layouts = {f: recognise(f, options) if settings["format"] == "auto" else settings["format"] for f in folders}
     found = {}
     for split in splits:
-        rows = [_load(folder, split, settings, workers, report, split == splits[0]) for folder in folders]
-        held = [each for each in rows if each is not None]
+        held = []
+        for folder, layout in layouts.items():
+            there = splits_of(folder, layout, options)
+            if split in there or split == "all":
+                rows = load_corpus(folder, split, layout, options=options, on_error=settings["on_error"], check=False)
+                held.append(_checked(rows, settings["on_error"], workers, split, report))
+                report.say(f"{folder} ({layout}), {split}: {_told(held[-1])}")
+            else:
+                logger.warning("%s (%s) has no split %r; it has %s", folder, layout, split, ", ".join(there) or "none")
         if held:
             found[split] = _joined(held)
+        elif split == splits[0]:
+            raise FileNotFoundError(f"no split {split!r} in {', '.join(folders)}; it is needed")
     warn_of_leaks(found)
     return found
 
 
-def _load(
-    folder: str, split: str, settings: Mapping[str, Any], workers: int, report: Report, needed: bool
-) -> Any | None:
+def _checked(rows: Any, on_error: Any, workers: int, split: str, report: Report) -> Any:
     from ..audio import keep_readable
-    from ..audio.corpora.layouts import Options, load_corpus, recognise
 
-    options = Options(**{name: settings.get(name) for name in OPTIONS})
-    layout = recognise(folder, options) if settings["format"] == "auto" else settings["format"]
-    try:
-        rows = load_corpus(folder, split, layout, options=options, on_error=settings["on_error"], check=False)
-    except FileNotFoundError as error:
-        if needed:
-            raise
-        logger.warning("without the split %r: %s", split, error)
-        return None
-    rows = keep_readable(
-        rows, on_error=settings["on_error"], workers=workers, progress=partial(report, f"checking {split}")
-    )
-    report.say(f"{folder} ({layout}), {split}: {_told(rows)}")
-    return rows
+    return keep_readable(rows, on_error=on_error, workers=workers, progress=partial(report, f"checking {split}"))
 
 
 def _joined(held: Sequence[Any]) -> Any:

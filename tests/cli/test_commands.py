@@ -186,6 +186,20 @@ def test_what_the_model_cannot_do_is_told_before_audio_is_read(options, words, t
     assert words in result.output
 
 
+def test_a_dev_split_with_absent_files_is_no_absent_split(tmp_path, corpus, model):
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    next((copy / "LA" / "ASVspoof2019_LA_dev" / "flac").iterdir()).unlink()
+    common = ("train", "--model", model, "--data", copy, "--steps", 1, "--seconds", 0.3, "--method", "adamw")
+    result = _run(*common, "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "1 of 4 audio files that the protocol lists are absent" in result.output
+    assert not (tmp_path / "o").exists()
+    (copy / "LA" / "ASVspoof2019_LA_cm_protocols" / "ASVspoof2019.LA.cm.dev.trl.txt").unlink()
+    result = _run(*common, "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+
+
 def test_one_table_over_corpora_and_joined_training(trained, corpus, model, tmp_path):
     shutil.copytree(corpus, tmp_path / "other")
     result = _run(
