@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +28,8 @@ LONGEST_PART, STEP = 30.0, 0.25  # seconds
 class Scores:
     """What a detector says of some recordings: the higher the score, the more bona fide.
 
-    logits: [n, 2] in label order (bonafide, spoof). labels: [n], 0 or 1. files, attacks, conditions: [n] names.
+    logits: [n, 2] in label order (bonafide, spoof). labels: [n], 0 or 1. files, attacks, conditions: [n] names. seconds: that
+    scoring took, of which `waiting` were spent waiting for audio.
     """
 
     files: list[str]
@@ -35,6 +37,8 @@ class Scores:
     logits: NDArray[np.float64]
     attacks: list[str]
     conditions: list[str]
+    seconds: float = 0.0
+    waiting: float = 0.0
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -85,8 +89,13 @@ def score(
     parts, batches = _batches(audio, feature_extractor, seconds, full, batch_size)
     items = [{"audio": audio[index], "part": part} for index, part in parts]
     loader: Any = DataLoader(items, batch_sampler=batches, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
-    logits, count, done = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows)), 0
-    for batch, chosen in zip(loader, batches, strict=True):
+    logits, count, done, waiting = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows)), 0, 0.0
+    loaded = iter(loader)
+    start = time.perf_counter()
+    for chosen in batches:
+        asked = time.perf_counter()
+        batch = next(loaded)
+        waiting += time.perf_counter() - asked
         owners = [parts[index][0] for index in chosen]
         np.add.at(logits, owners, model(**inputs_of(model, batch)).logits.double().cpu().numpy())
         np.add.at(count, owners, 1)
@@ -108,6 +117,8 @@ def score(
         logits,
         list(rows["attack"]) if "attack" in columns else unknown,
         list(rows["condition"]) if "condition" in columns else unknown,
+        time.perf_counter() - start,
+        waiting,
     )
 
 

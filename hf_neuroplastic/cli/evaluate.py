@@ -112,6 +112,9 @@ def _evaluate(
     require_both_classes(f"{asked['split']} of {asked['data']}", rows)
     progress = partial(report, f"scoring {asked['data']}")
     scores = score(network, extractor, rows, detector.seconds, **how, progress=progress)
+    share, rate = scores.waiting / scores.seconds, len(scores.labels) / scores.seconds
+    hint = "; more --workers would help" if share > 0.5 else ""
+    report.say(f"{rate:.1f} recordings per second, {share:.0%} of the time waiting for audio{hint}")
     figures = figures_of(scores, detector.log_prior_odds, *tandem)
     table, threshold = table_of(scores, detector.attacks), scores.threshold - detector.log_prior_odds
     place.mkdir(parents=True, exist_ok=True)

@@ -207,6 +207,7 @@ def test_one_table_over_corpora_and_joined_training(trained, corpus, model, tmp_
     )
     assert result.exit_code == 0, result.output
     assert "over corpora" in result.output
+    assert result.output.count("recordings per second") == 2
     found = [json.loads((tmp_path / "e" / name / "evaluation.json").read_text()) for name in ("corpus", "other")]
     assert found[0]["figures"] == found[1]["figures"]
     assert [each["format"] for each in found] == ["asvspoof2019"] * 2
