@@ -105,9 +105,7 @@ def listed_rows(
     fix: str = "unpack the corpus completely",
     whole: bool = True,
 ) -> Dataset:
-    """Rows of the files that `columns` lists and the folder `audio` holds, one listing of the folder for all.
-
-    Names match in other letter case where no name matches as it is. What is not listed is left out, which is said.
+    """Rows of the files that `columns` lists and the folder `audio` holds, see `present`. What is not listed is told.
 
     Args:
         ending: of file names, where the list leaves it out.
@@ -118,48 +116,51 @@ def listed_rows(
     Raises:
         FileNotFoundError: absent files, or nothing but absent files.
     """
-    held = set(os.listdir(audio)) if audio.is_dir() else set()
-    names = [name + ending for name in columns["file_name"]]
-    found = [name if name in held else None for name in names]
-    if None in found:
-        lower = {name.lower(): name for name in held}
-        found = [name or lower.get(asked.lower()) for name, asked in zip(found, names, strict=True)]
-        renamed = sum(name is not None and name != asked for name, asked in zip(found, names, strict=True))
-        if renamed:
-            logger.warning("%d files of %s have names in other letter case than the list", renamed, audio)
-    paths = [f"{audio}/{name or asked}" for name, asked in zip(found, names, strict=True)]
-    paths, columns = present(paths, columns, "the protocol", on_error, fix, [name is not None for name in found])
-    unlisted = sum(name.endswith(ending) for name in held) - len(paths) if ending and whole else 0
+    paths = [f"{audio}/{name}{ending}" for name in columns["file_name"]]
+    paths, columns = present(paths, columns, "the protocol", on_error, fix)
+    unlisted = sum(name.endswith(ending) for name in os.listdir(audio)) - len(paths) if ending and whole else 0
     if unlisted:
         logger.warning("%d audio files of %s are not listed in this split, and left out", unlisted, audio)
     return finished(paths, columns, on_error, check)
 
 
 def present(
-    paths: list[str],
-    columns: Columns,
-    listing: str,
-    on_error: OnError | None,
-    fix: str,
-    there: list[bool] | None = None,
+    paths: list[str], columns: Columns, listing: str, on_error: OnError | None, fix: str
 ) -> tuple[list[str], Columns]:
     """The rows whose files are there; others are left out with a word if on_error="skip", and refused else.
 
-    there: whether each file is there; None asks the disk.
+    Names match in other letter case where no name matches as it is. Every folder is listed once, however many rows ask.
 
     Raises:
         FileNotFoundError: absent files, or nothing but absent files.
     """
-    there = [os.path.isfile(path) for path in paths] if there is None else there
-    absent = [os.path.basename(path) for path, held in zip(paths, there, strict=True) if not held]
-    if not absent:
-        return paths, columns
-    told = f"{len(absent)} of {len(paths)} audio files that {listing} lists are absent"
-    told += f" from {os.path.dirname(paths[there.index(False)])}, the first ones {', '.join(absent[:5])}"
-    if on_error != "skip" or len(absent) == len(paths):
-        raise FileNotFoundError(f"{told}; {fix}.")
-    logger.warning("left out: %s", told)
-    return list(compress(paths, there)), {name: list(compress(column, there)) for name, column in columns.items()}
+    held: dict[str, set[str]] = {}
+    lower: dict[str, dict[str, str]] = {}
+    found, renamed = list[str | None](), 0
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in held:
+            held[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name in held[folder]:
+            found.append(path)
+            continue
+        if folder not in lower:
+            lower[folder] = {each.lower(): each for each in held[folder]}
+        other = lower[folder].get(name.lower())
+        renamed += other is not None
+        found.append(None if other is None else f"{folder}/{other}")
+    if renamed:
+        logger.warning("%d files have names in other letter case than %s lists", renamed, listing)
+    kept = [path is not None for path in found]
+    absent = [path for path, there in zip(paths, kept, strict=True) if not there]
+    if absent:
+        told = f"{len(absent)} of {len(paths)} audio files that {listing} lists are absent from {os.path.dirname(absent[0])}"
+        told += f", the first ones {', '.join(map(os.path.basename, absent[:5]))}"
+        if on_error != "skip" or len(absent) == len(paths):
+            raise FileNotFoundError(f"{told}; {fix}.")
+        logger.warning("left out: %s", told)
+    there = [path for path in found if path is not None]
+    return there, {name: list(compress(column, kept)) for name, column in columns.items()}
 
 
 def attacks_of(columns: Columns) -> list[str]:

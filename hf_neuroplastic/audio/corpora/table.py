@@ -24,11 +24,22 @@ from .rows import OnError, check_on_error, check_one_of
 from .shares import share
 
 NAMES = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "audio"),
+    "path": (
+        "path",
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "audio",
+        "audio_path",
+        "wav",
+        "utterance",
+    ),
     "label": ("label", "class", "target", "key"),
-    "attack": ("attack", "system", "system_id", "model", "vocoder"),
+    "attack": ("attack", "attack_type", "system", "system_id", "model", "generator", "vocoder"),
     "condition": ("condition", "codec", "environment"),
-    "speaker": ("speaker", "speaker_id"),
+    "speaker": ("speaker", "speaker_id", "spk"),
     "split": ("split", "subset", "partition"),
 }
 logger = logging.getLogger(__name__)
