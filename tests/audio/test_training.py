@@ -78,7 +78,7 @@ def test_training_is_augmented_and_scoring_is_not(corpus, model, monkeypatch):
 
     def loss(parts):
         recipe = Recipe(method="adamw", steps=2, batch_size=4, seconds=0.3, augment=parts)
-        return fine_tune(*loaded(model), train, dev, recipe)[1].history[0]["loss"]
+        return fine_tune(*loaded(model), train, dev, recipe)[1].train_loss
 
     plain = loss("")
     assert seen == {(True, False), (False, False)}
