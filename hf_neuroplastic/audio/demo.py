@@ -34,8 +34,9 @@ from .figures import draw_runs
 from .prediction import Prediction, files_of, predictions
 from .recipe import Recipe
 from .results import figures_of, results_of, table_of, write_json
+from .run import Run
 from .synthetic.corpus import write_recordings
-from .training import Run, detector_file_of, fine_tune
+from .training import detector_file_of, fine_tune
 
 METHODS = ("adamw", "neuroplastic", "neuroplastic+dropin")
 RESULTS, PICTURE, MODEL, CORPUS, RECORDINGS = "results.json", "demo.png", "model", "corpus", "recordings"

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from .corpora.rows import LABELS
 from .evaluation import Scores
 from .metrics import detection_error_tradeoff
-from .training import Run
+from .run import Run
 
 matplotlib.use("Agg")  # files only: a display may be missing
 

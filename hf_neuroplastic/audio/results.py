@@ -25,7 +25,7 @@ from .metrics import (
     min_dcf,
     min_tdcf,
 )
-from .training import Run
+from .run import Run
 
 SUBMISSIONS = ("asvspoof2019", "asvspoof2021", "asvspoof5")
 Chosen = NDArray[np.bool_]

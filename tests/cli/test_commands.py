@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from hf_neuroplastic.audio import write_corpus
 from hf_neuroplastic.audio.demo import METHODS, Scale
 from hf_neuroplastic.audio.recipe import Recipe
-from hf_neuroplastic.audio.training import Watch
+from hf_neuroplastic.audio.watch import Watch
 from hf_neuroplastic.cli import app
 from hf_neuroplastic.neurons.config import DropInConfig
 
