@@ -130,7 +130,7 @@ def test_fine_tuning_resumes_a_growing_run(tmp_path, corpus, model, source):
 def test_the_weights_of_the_lowest_dev_eer_are_kept(corpus, model, tmp_path, monkeypatch):
     """Of EERs .3, .1, .2, .1 the second: the first of the best."""
     eers, weights = iter([0.3, 0.1, 0.2, 0.1]), []
-    monkeypatch.setattr("hf_neuroplastic.audio.training.equal_error_rate", lambda *_: (next(eers), 0.0))
+    monkeypatch.setattr("hf_neuroplastic.audio.trainer.equal_error_rate", lambda *_: (next(eers), 0.0))
     kept = KeepBest.on_evaluate
 
     def noted(self, args, state, control, model=None, **rest):
@@ -148,7 +148,7 @@ def test_the_weights_of_the_lowest_dev_eer_are_kept(corpus, model, tmp_path, mon
 @pytest.mark.parametrize(("of_the_mean", "averaged"), [(0.05, 2), (0.15, 1)])
 def test_the_mean_of_the_best_weights_is_taken_where_it_does_better(of_the_mean, averaged, corpus, model, monkeypatch):
     eers = iter([0.1, 0.2, 0.3, of_the_mean])
-    monkeypatch.setattr("hf_neuroplastic.audio.training.equal_error_rate", lambda *_: (next(eers), 0.0))
+    monkeypatch.setattr("hf_neuroplastic.audio.trainer.equal_error_rate", lambda *_: (next(eers), 0.0))
     recipe = Recipe(method="adamw", steps=3, batch_size=4, seconds=0.3, eval_every=1, average=2)
     _, run = fine_tune(*loaded(model), *splits(corpus), recipe)
     assert (run.averaged, run.best_step) == (averaged, None if averaged == 2 else 1)
@@ -157,7 +157,7 @@ def test_the_mean_of_the_best_weights_is_taken_where_it_does_better(of_the_mean,
 
 def test_training_ends_when_patience_does(corpus, model, monkeypatch):
     eers = iter([0.3, 0.1, 0.2, 0.2, 0.2, 0.2])
-    monkeypatch.setattr("hf_neuroplastic.audio.training.equal_error_rate", lambda *_: (next(eers), 0.0))
+    monkeypatch.setattr("hf_neuroplastic.audio.trainer.equal_error_rate", lambda *_: (next(eers), 0.0))
     recipe = Recipe(method="adamw", steps=9, batch_size=2, seconds=0.3, eval_every=1, patience=2)
     assert fine_tune(*loaded(model), *splits(corpus), recipe)[1].steps == 4
 
