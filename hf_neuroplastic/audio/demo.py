@@ -27,6 +27,7 @@ from transformers import (
 
 from ..neurons.config import DropInConfig
 from . import load_asvspoof2019, write_corpus
+from .corpora.joined import known_attacks
 from .detector import label_settings
 from .detector_file import write_detector
 from .evaluation import Scores, score
@@ -173,7 +174,9 @@ def _run_all(folder: Path, size: Scale, seed: int, report: Report | None) -> Dem
     files = files_of([write_recordings(folder / RECORDINGS, seed=seed)])
     answers = list(predictions(model, extractor, files, detector, detector.threshold, []))
     figures = figures_of(unseen, detector.log_prior_odds)
-    return Demonstration([run for _, run in found], chosen, figures, table_of(unseen, detector.attacks), answers)
+    return Demonstration(
+        [run for _, run in found], chosen, figures, table_of(unseen, known_attacks(detector.attacks, "")), answers
+    )
 
 
 def _check_stock_loading(model: Any, folder: Path) -> None:

@@ -20,14 +20,14 @@ class DetectorFile:
 
     seconds: length of the windows that the detector was trained on. log_prior_odds: of bona fide against spoof in training,
     class weights counted in; a log-likelihood ratio is the log-odds less these. threshold: the log-likelihood ratio from which
-    on a recording is called bona fide; None before `evaluate` chose one. attacks: of the training data; None where these are
-    not known.
+    on a recording is called bona fide; None before `evaluate` chose one. attacks: of the training data, by family of
+    corpora, see `corpora.joined`; None where these are not known.
     """
 
     seconds: float = 4.0375
     log_prior_odds: float = 0.0
     threshold: float | None = None
-    attacks: list[str] | None = None
+    attacks: dict[str, list[str]] | None = None
 
 
 def log_prior_odds(counts: Sequence[int], class_weights: Sequence[float]) -> float:
@@ -53,8 +53,9 @@ def read_detector(folder: Path) -> DetectorFile:
         numbers = (read.seconds, read.log_prior_odds, 0.0 if read.threshold is None else read.threshold)
         if not all(map(math.isfinite, numbers)) or not read.seconds > 0:
             raise ValueError(f"a value is not a finite number: {values}")
-        if read.attacks is not None and not all(isinstance(name, str) for name in read.attacks):
-            raise ValueError(f"attacks must be names, got {read.attacks}")
+        for family, names in (read.attacks or {}).items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"attacks must be names, got {names!r} of {family}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove the file, and run evaluate again for a threshold"

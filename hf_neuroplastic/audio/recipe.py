@@ -15,7 +15,13 @@ from .augment import augmentation
 
 METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
 PRECISIONS = ("fp32", "bf16", "fp16")
+BALANCED_COLUMNS = {"corpora": "corpus", "classes": "label", "attacks": "attack"}  # from the outer to the inner
 FREEZES = ("nothing", "features", "all", "first:K", "last:K")
+
+
+def is_balance(value: Any) -> bool:
+    parts = value.split(",") if isinstance(value, str) and value else []
+    return value == "" or (bool(parts) and set(parts) <= set(BALANCED_COLUMNS) and len(set(parts)) == len(parts))
 
 
 def is_freeze(value: Any) -> bool:
@@ -68,7 +74,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": number(0, 3600, above=True),
     "augment": (lambda value: isinstance(value, str), "parts such as 'rawboost:5,codec,noise', or nothing"),
     "class_weights": (is_class_weights, "'auto', 'none', or two positive numbers 'bonafide,spoof', such as '0.9,0.1'"),
-    "balanced": FLAG,
+    "balance": (is_balance, f"one or more of {', '.join(BALANCED_COLUMNS)}, by commas, or nothing"),
     "eval_every": optional(whole(1)),
     "patience": optional(whole(1)),
     "average": whole(1),
@@ -99,7 +105,9 @@ class Recipe:
         augment: parts by commas, such as "rawboost:5,codec,noise@.3", see `hf_neuroplastic.audio.augment.augmentation`; "" for
             none. Decided by seed, epoch and recording.
         class_weights: of the loss. "auto" weighs both classes alike, whatever their number; "none"; or "bonafide,spoof".
-        balanced: draw as many bona fide as spoofed utterances, by repeating those of the smaller class.
+        balance: what weighs alike in the training data, by repeating utterances: "corpora", "classes" within a corpus,
+            "attacks" within a class (bona fide speech counts as one where classes are not asked for), or several by commas; ""
+            leaves the data as they are.
         eval_every: steps between measurements of the dev EER; None takes a tenth of `steps`.
         patience: end training after so many measurements without a better dev EER; None never does.
         average: besides the best checkpoint, try the mean of the weights of this many best ones, and keep what does better
@@ -126,7 +134,7 @@ class Recipe:
     seconds: float = 4.0375
     augment: str = ""
     class_weights: str = "auto"
-    balanced: bool = False
+    balance: str = ""
     eval_every: int | None = None
     patience: int | None = None
     average: int = 1

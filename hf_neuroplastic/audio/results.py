@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .corpora.rows import LABELS
 from .evaluation import Scores
 from .metrics import (
-    AsvErrors,
+    AsvScores,
     act_dcf,
     cllr,
     equal_error_rate,
@@ -32,9 +32,9 @@ Chosen = NDArray[np.bool_]
 
 
 def figures_of(
-    scores: Scores, log_prior_odds: float, asv: AsvErrors | None = None, form: Literal["2021", "2019"] = "2021"
+    scores: Scores, log_prior_odds: float, asv: AsvScores | None = None, form: Literal["2021", "2019"] = "2021"
 ) -> dict[str, float]:
-    """The metrics over all trials: EER with its interval (0 to 1), costs, and, with an ASV's errors, the min t-DCF.
+    """The metrics over all trials: EER with its interval (0 to 1), costs, and, with an ASV's scores, the min t-DCF.
 
     log_prior_odds: see `DetectorFile`; they make log-likelihood ratios of the scores, which act_dcf and cllr judge.
     """
@@ -50,11 +50,20 @@ def figures_of(
         "cllr": cllr(llr, labels),
         "min_cllr": min_cllr(values, labels),
     }
-    return figures if asv is None else {**figures, "min_tdcf": min_tdcf(values, labels, asv, form=form)}
+    errors = None if asv is None else asv.errors()
+    return figures if errors is None else {**figures, "min_tdcf": min_tdcf(values, labels, errors, form=form)}
 
 
-def table_of(scores: Scores, known: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def table_of(
+    scores: Scores,
+    known: Sequence[str] | None = None,
+    asv: AsvScores | None = None,
+    form: Literal["2021", "2019"] = "2021",
+) -> list[dict[str, Any]]:
     """Rows of group, name, numbers of bona fide and spoofed trials, EER and its interval (0 to 1), and minDCF.
+
+    With an ASV's scores, min t-DCF too: of an attack against the ASV's errors on that attack, None where the ASV has no such
+    trials or accepts none.
 
     The groups are all trials; known and unknown attacks together, and each attack, against all bona fide trials; each condition
     that has trials of both classes. known: attacks of the training data; None where they are not known.
@@ -75,6 +84,13 @@ def table_of(scores: Scores, known: Sequence[str] | None = None) -> list[dict[st
                 "min_dcf": min_dcf(values, labels)[0],
             }
         )
+        if asv is not None:
+            attacks = {attack for attack, taken in zip(scores.attacks, chosen, strict=True) if taken} - {"-"}
+            errors = None if group == "condition" else asv.errors(None if group == "all" else attacks)
+            fooled = (
+                errors is not None and errors.false_alarm_spoof > 0
+            )  # else there is nothing for the detector to save
+            rows[-1]["min_tdcf"] = min_tdcf(values, labels, errors, form=form) if errors and fooled else None
     return rows
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch import nn
 from transformers import (
     PrinterCallback,
@@ -27,10 +28,11 @@ from ..neurons.dropin import DropIn
 from ..neurons.sites import select_sites
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
+from .corpora.joined import attacks_by_family
 from .corpora.rows import LABELS
 from .detector_file import DetectorFile, log_prior_odds
 from .evaluation import Scores, window_collator
-from .recipe import METHODS, Recipe
+from .recipe import BALANCED_COLUMNS, METHODS, Recipe
 from .run import Run
 from .selection import KeepBest, mean_of, put
 from .trainable import freeze, merged, require_peft, with_lora
@@ -80,7 +82,7 @@ def fine_tune(
     if resume and checkpoint is None:
         raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
     set_seed(recipe.seed)
-    train = balanced(train, recipe.seed) if recipe.balanced else train
+    train = balanced(train, recipe.balance, recipe.seed)
     counts = tuple(np.bincount(train["label"], minlength=2).tolist())
     weights = class_weights(recipe.class_weights, counts)
     freeze(model, "nothing" if recipe.lora else recipe.freeze)
@@ -164,7 +166,7 @@ def require_trainable(model: nn.Module, recipe: Recipe) -> None:
 def detector_file_of(run: Run, recipe: Recipe, train: Dataset, dev: Scores | None) -> DetectorFile:
     """What stands beside the weights of a run: window, prior and attacks of the training data, the threshold of dev's EER."""
     odds = log_prior_odds(run.counts, run.class_weights)
-    attacks = sorted(set(train["attack"]) - {"-"}) if "attack" in train.column_names else []
+    attacks = attacks_by_family(train)
     return DetectorFile(recipe.seconds, odds, None if dev is None else dev.threshold - odds, attacks or None)
 
 
@@ -175,13 +177,36 @@ def require_both_classes(name: str, rows: Dataset) -> None:
         raise ValueError(f"the {name} data hold only {held}; both of {LABELS} are needed")
 
 
-def balanced(rows: Dataset, seed: int) -> Dataset:
-    """The rows, those of the smaller class repeated until both classes are of one size."""
-    labels = np.asarray(rows["label"])
-    classes = [np.flatnonzero(labels == label) for label in range(len(LABELS))]
-    largest, rng = max(map(len, classes)), np.random.default_rng(seed)
-    drawn = [(np.tile(each, largest // len(each)), rng.permutation(each)[: largest % len(each)]) for each in classes]
-    return rows.select(np.concatenate([part for parts in drawn for part in parts]))
+def balanced(rows: Dataset, balance: str, seed: int) -> Dataset:
+    """The rows, repeated until corpora, classes within a corpus, and attacks within a class weigh alike; see `Recipe.balance`.
+
+    Raises:
+        ValueError: corpora or attacks are to weigh alike and the rows do not tell them, or tell only one.
+    """
+    asked = balance.split(",") if balance else []
+    keys = [column for name, column in BALANCED_COLUMNS.items() if name in asked]
+    for column in keys:
+        if column not in rows.column_names or len(set(rows[column][:])) < 2:
+            raise ValueError(
+                f"balance={balance!r} needs rows of two values of {column!r}; the training data have fewer"
+            )
+    if not keys:
+        return rows
+    shares = [(np.arange(len(rows)), 1.0)]
+    for column in keys:
+        values = np.asarray(rows[column][:])
+        shares = [
+            (group[values[group] == value], share / len(present))
+            for group, share in shares
+            for present in [np.unique(values[group])]
+            for value in present
+        ]
+    total = max(len(group) / share for group, share in shares)  # at which no row is left out
+    rng, drawn = np.random.default_rng(seed), list[NDArray[np.int64]]()
+    for group, share in shares:
+        times, rest = divmod(round(total * share), len(group))
+        drawn += [np.tile(group, times), rng.permutation(group)[:rest]]
+    return rows.select(np.concatenate(drawn))
 
 
 def class_weights(rule: str, counts: Sequence[int]) -> tuple[float, float]:

@@ -24,6 +24,8 @@ def evaluate(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the results; new or empty.")],
     format: Annotated[str, typer.Option(help=f"Layout of the corpus: {FORMATS}.")] = "auto",
+    columns: Annotated[str | None, typer.Option(help="Headings of a table, such as path=wav,label=is_fake.")] = None,
+    labels: Annotated[str | None, typer.Option(help="What a table's labels mean, such as 0=bonafide,1=spoof.")] = None,
     access: Annotated[str | None, typer.Option(help="Part of ASVspoof: LA, PA or DF; default: what is there.")] = None,
     variant: Annotated[str | None, typer.Option(help="Variant of Fake-or-Real, such as for-norm.")] = None,
     real: Annotated[str | None, typer.Option(help="Folder of the real speech of MLAAD or WaveFake.")] = None,
@@ -52,7 +54,7 @@ def evaluate(
             raise FileExistsError(f"{output} is not empty; choose another --output")
         from ..audio import recognise
         from ..audio.detector import load_detector, read_window
-        from ..audio.metrics import asv_errors, read_asv_scores
+        from ..audio.metrics import read_asv_scores
         from ..audio.results import SUBMISSIONS
         from .tables import print_evaluation, print_over_corpora
 
@@ -61,10 +63,17 @@ def evaluate(
             raise ValueError(f"--submission must be one of {', '.join(SUBMISSIONS)}, got {submission!r}")
         if tdcf not in ("2021", "2019"):
             raise ValueError(f"--tdcf must be 2021 or 2019, got {tdcf!r}")
-        asv = None if asv_scores is None else asv_errors(*read_asv_scores(asv_scores, asv_keys))
+        asv = None if asv_scores is None else read_asv_scores(asv_scores, asv_keys)
         network, extractor = load_detector(model)
         detector = read_window(Path(model), extractor)
-        corpus_options = {"access": access, "variant": variant, "real": real, "on_error": on_error}
+        corpus_options = {
+            "access": access,
+            "variant": variant,
+            "real": real,
+            "columns": columns,
+            "labels": labels,
+            "on_error": on_error,
+        }
         found = {}
         with bars() as report:
             for place, corpus in _places(output, data).items():
@@ -104,6 +113,7 @@ def _evaluate(
     """Figures, table and threshold of a corpus, whose files are left in the folder `place`. how: options of `score`."""
     from functools import partial
 
+    from ..audio.corpora.joined import family_of, known_attacks
     from ..audio.evaluation import score
     from ..audio.figures import draw_scores
     from ..audio.results import figures_of, table_of, write_json, write_scores, write_submission
@@ -116,7 +126,8 @@ def _evaluate(
     hint = "; more --workers would help" if share > 0.5 else ""
     report.say(f"{rate:.1f} recordings per second, {share:.0%} of the time waiting for audio{hint}")
     figures = figures_of(scores, detector.log_prior_odds, *tandem)
-    table, threshold = table_of(scores, detector.attacks), scores.threshold - detector.log_prior_odds
+    known = known_attacks(detector.attacks, family_of(asked["data"], asked["format"]))
+    table, threshold = table_of(scores, known, *tandem), scores.threshold - detector.log_prior_odds
     place.mkdir(parents=True, exist_ok=True)
     write_scores(place / SCORES, scores, detector.log_prior_odds)
     if asked["submission"] is not None:
@@ -130,10 +141,9 @@ def _places(output: Path, data: list[str]) -> dict[Path, str]:
     """A folder of results for each corpus: `output` itself for one, folders named after the corpora for several."""
     if len(data) == 1:
         return {output: data[0]}
-    names = [Path(corpus).resolve().name for corpus in data]
-    if len(set(names)) < len(names):
-        names = [f"{index}-{name}" for index, name in enumerate(names, start=1)]
-    return {output / name: corpus for name, corpus in zip(names, data, strict=True)}
+    from ..audio.corpora.joined import corpus_names
+
+    return {output / name: corpus for name, corpus in zip(corpus_names(data), data, strict=True)}
 
 
 def _keep_threshold(model: str, detector: DetectorFile, thresholds: list[float]) -> None:

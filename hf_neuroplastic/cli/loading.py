@@ -12,9 +12,27 @@ from .console import Report
 FORMATS = (
     "auto (default), asvspoof2019, asvspoof2021, asvspoof5, in-the-wild, mlaad, fake-or-real, wavefake, table or folder"
 )
-OPTIONS = ("access", "variant", "real")
-DEFAULTS: dict[str, Any] = {"format": "auto", "access": None, "variant": None, "real": None, "on_error": "raise"}
+OPTIONS = ("access", "variant", "real", "columns", "labels")
+DEFAULTS: dict[str, Any] = {"format": "auto", **dict.fromkeys(OPTIONS), "on_error": "raise"}
 logger = logging.getLogger(__name__)
+
+
+def options_of(settings: Mapping[str, Any]) -> Any:
+    """What `Options` holds, of settings as the command line has them."""
+    from ..audio.corpora.layouts import Options
+
+    told: dict[str, Any] = {name: settings.get(name) for name in OPTIONS}
+    return Options(**told | {name: _pairs(name, told[name]) for name in ("columns", "labels")})
+
+
+def _pairs(name: str, told: str | None) -> dict[str, str] | None:
+    """Of "name=value,name=value"."""
+    if told is None:
+        return None
+    pairs = [[part.strip() for part in pair.split("=")] for pair in str(told).split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise ValueError(f"--{name} must be pairs such as name=value,name=value; got {told!r}")
+    return {key: value for key, value in pairs}
 
 
 def load_splits(settings: Mapping[str, Any], splits: Sequence[str], workers: int, report: Report) -> dict[str, Any]:
@@ -22,41 +40,39 @@ def load_splits(settings: Mapping[str, Any], splits: Sequence[str], workers: int
 
     settings: `data`, one folder or several, whose rows are joined, and `DEFAULTS`.
     """
-    from ..audio.corpora.layouts import Options, load_corpus, recognise, splits_of
+    from ..audio.corpora.joined import corpus_names, family_of, join, told_apart, with_corpus
+    from ..audio.corpora.layouts import layout_of, load_corpus, require_used, restricted, splits_of
     from ..audio.corpora.leaks import warn_of_leaks
 
     folders = [settings["data"]] if isinstance(settings["data"], str) else list(settings["data"])
-    options = Options(**{name: settings.get(name) for name in OPTIONS})
-    layouts = {f: recognise(f, options) if settings["format"] == "auto" else settings["format"] for f in folders}
+    asked = options_of(settings)
+    layouts = {folder: layout_of(folder, settings["format"], asked) for folder in folders}
+    require_used(asked, layouts.values())
     found = {}
     for split in splits:
         held = []
-        for folder, layout in layouts.items():
+        for (folder, layout), name in zip(layouts.items(), corpus_names(list(layouts)), strict=True):
+            options = restricted(asked, layout)
             there = splits_of(folder, layout, options)
             if split in there or split == "all":
                 rows = load_corpus(folder, split, layout, options=options, on_error=settings["on_error"], check=False)
-                held.append(_checked(rows, settings["on_error"], workers, split, report))
+                rows = _checked(rows, settings["on_error"], workers, split, report)
+                held.append(with_corpus(rows, family_of(folder, layout), name))
                 report.say(f"{folder} ({layout}), {split}: {_told(held[-1])}")
             else:
                 logger.warning("%s (%s) has no split %r; it has %s", folder, layout, split, ", ".join(there) or "none")
         if held:
-            found[split] = _joined(held)
+            found[split] = join(held)
         elif split == splits[0]:
             raise FileNotFoundError(f"no split {split!r} in {', '.join(folders)}; it is needed")
     warn_of_leaks(found)
-    return found
+    return told_apart(found)
 
 
 def _checked(rows: Any, on_error: Any, workers: int, split: str, report: Report) -> Any:
     from ..audio import keep_readable
 
     return keep_readable(rows, on_error=on_error, workers=workers, progress=partial(report, f"checking {split}"))
-
-
-def _joined(held: Sequence[Any]) -> Any:
-    from datasets import concatenate_datasets
-
-    return held[0] if len(held) == 1 else concatenate_datasets(list(held))
 
 
 def _told(rows: Any) -> str:

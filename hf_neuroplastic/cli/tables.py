@@ -60,12 +60,17 @@ def print_evaluation(title: str, figures: Mapping[str, float], table: Sequence[M
                 "EER (%)": percent(row["eer"]),
                 "95 %": f"{percent(row['eer_low'])} to {percent(row['eer_high'])}",
                 "minDCF": f"{row['min_dcf']:.3f}",
+                **({"min t-DCF": _rounded(row["min_tdcf"])} if "min_tdcf" in row else {}),
             }
             for row in table
         ],
     )
     names = {"act_dcf": "actDCF", "cllr": "Cllr", "min_cllr": "min Cllr", "min_tdcf": "min t-DCF"}
     console.print(", ".join(f"{shown} {figures[name]:.3f}" for name, shown in names.items() if name in figures))
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def print_over_corpora(figures: Mapping[str, Mapping[str, float]]) -> None:

@@ -26,6 +26,8 @@ def train(
         list[str] | None, typer.Option(help="Folder or table of the corpus; several times to join corpora.")
     ] = None,
     format: Annotated[str | None, typer.Option(help=f"Layout of the corpora: {FORMATS}.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Headings of a table, such as path=wav,label=is_fake.")] = None,
+    labels: Annotated[str | None, typer.Option(help="What a table's labels mean, such as 0=bonafide,1=spoof.")] = None,
     access: Annotated[str | None, typer.Option(help="Part of ASVspoof: LA, PA or DF; default: what is there.")] = None,
     variant: Annotated[str | None, typer.Option(help="Variant of Fake-or-Real, such as for-norm.")] = None,
     real: Annotated[str | None, typer.Option(help="Folder of the real speech of WaveFake.")] = None,
@@ -52,7 +54,10 @@ def train(
     class_weights: Annotated[
         str | None, typer.Option(help="Of the loss: auto (default), none, or bonafide,spoof such as 0.9,0.1.")
     ] = None,
-    balanced: Annotated[bool | None, typer.Option(help="Draw both classes alike.")] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="What weighs alike in training, by commas: corpora, classes, attacks; default: nothing."),
+    ] = None,
     eval_every: Annotated[
         int | None, typer.Option(help="Steps between dev EERs (default a tenth of the steps).")
     ] = None,
@@ -153,7 +158,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         if run.evaluation is not None:
             content["evaluation"] = {
                 "figures": figures_of(run.evaluation, detector.log_prior_odds),
-                "table": table_of(run.evaluation, detector.attacks),
+                "table": table_of(run.evaluation, sorted(set(splits["train"]["attack"]) - {"-"}) or None),
             }
             draw_runs([run], output / CURVES)
             write_scores(output / SCORES, run.evaluation, detector.log_prior_odds)

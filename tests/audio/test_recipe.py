@@ -8,7 +8,7 @@ from hf_neuroplastic.neurons.config import DropInConfig
 BAD = {
     "method": "sgd", "steps": 0, "batch_size": 0, "accumulate": 0, "learning_rate": float("nan"), "seconds": 0,
     "class_weights": "0.9", "average": 0, "precision": "fp8", "freeze": "first:0", "lora": 0, "patience": 0, "seed": -1,
-    "warmup_share": 1.5, "balanced": 1, "dropin": {},
+    "warmup_share": 1.5, "balance": "speakers", "dropin": {},
 }  # fmt: skip
 
 

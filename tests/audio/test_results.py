@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from hf_neuroplastic.audio.evaluation import Scores
-from hf_neuroplastic.audio.metrics import AsvErrors, act_dcf, cllr, equal_error_rate, min_tdcf
+from hf_neuroplastic.audio.metrics import AsvScores, act_dcf, cllr, equal_error_rate, min_tdcf
 from hf_neuroplastic.audio.results import figures_of, table_of, write_json, write_scores, write_submission
 
 ATTACKS = ["-", "-", "-", "A01", "A01", "A02", "A03"]
 LOGITS = [[2.0, 0], [1, 0], [0, 1], [0, 2], [1.5, 0], [0, 3], [0, 0.5]]
+
+
+# every non-target below every target: accepted are 2 of the 3 spoofed trials, both of A01
+ASV = AsvScores(np.array([2.0, 3, 4]), np.array([0.0, 1]), np.array([2.5, 3.5, -1]), ["A01", "A01", "A02"])
 
 
 def scores(conditions=("a", "b", "a", "a", "a", "c", "b")):
@@ -52,12 +56,24 @@ def test_without_training_attacks_or_conditions_no_row_claims_to_know_them():
 
 
 def test_figures_judge_ratios_without_the_prior():
-    found = figures_of(scores(), 0.7, AsvErrors(0.05, 0.03, 0.4))
+    found = figures_of(scores(), 0.7, ASV)
     values, labels = scores().scores, scores().labels
     assert found["act_dcf"] == act_dcf(values - 0.7, labels)
     assert found["cllr"] == cllr(values - 0.7, labels) != cllr(values, labels)
-    assert found["min_tdcf"] == min_tdcf(values, labels, AsvErrors(0.05, 0.03, 0.4))
+    assert found["min_tdcf"] == min_tdcf(values, labels, ASV.errors())
     assert "min_tdcf" not in figures_of(scores(), 0.7)
+
+
+def test_the_tandem_cost_of_an_attack_is_against_the_verifier_on_that_attack():
+    rows = {row["name"]: row["min_tdcf"] for row in table_of(scores(), ["A01"], ASV)}
+    values, labels = scores().scores, scores().labels
+    assert rows["all"] == min_tdcf(values, labels, ASV.errors())
+    assert rows["A01"] == min_tdcf(values[:5], labels[:5], ASV.errors(["A01"]))
+    assert rows["A01"] != min_tdcf(values[:5], labels[:5], ASV.errors())
+    assert rows["A02"] is None  # the verifier accepts none
+    assert rows["A03"] is None  # the verifier has no trials
+    assert rows["a"] is None
+    assert "min_tdcf" not in table_of(scores())[0]
 
 
 def test_score_files(tmp_path):

@@ -1,11 +1,13 @@
 """What the command line runs: methods by name, their data, and going on where a run was."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from detectors import save_detector
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -13,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_neuroplastic.audio import AudioCollator, load_asvspoof2019, write_corpus
 from hf_neuroplastic.audio.evaluation import bona_fide_scores, window_collator
 from hf_neuroplastic.audio.metrics import equal_error_rate
-from hf_neuroplastic.audio.recipe import Recipe
+from hf_neuroplastic.audio.recipe import BALANCED_COLUMNS, Recipe
 from hf_neuroplastic.audio.selection import KeepBest
 from hf_neuroplastic.audio.training import balanced, class_weights, fine_tune
 from hf_neuroplastic.neurons.config import DropInConfig
@@ -175,8 +177,34 @@ def test_class_weights_are_one_on_average_and_auto_weighs_both_classes_alike():
 def test_balancing_repeats_the_smaller_class(corpus):
     rows = splits(corpus)[0]
     few = rows.select([i for i, label in enumerate(rows["label"]) if label == 1 or i % 3 == 0])
-    labels = np.asarray(balanced(few, 0)["label"])
+    labels = np.asarray(balanced(few, "classes", 0)["label"])
     assert (labels == 0).sum() == (labels == 1).sum() == max(np.bincount(few["label"]))
+
+
+CORPORA = ["x"] * 8 + ["y"] * 90
+KINDS = ["-", "-", "-", "a", "a", "a", "a", "b"] + ["-"] * 30 + ["c"] * 50 + ["d"] * 10
+
+
+@pytest.mark.parametrize("balance", ["corpora", "classes", "attacks", "corpora,classes", "attacks,classes,corpora"])
+def test_what_is_balanced_weighs_alike_and_no_row_is_left_out(balance):
+    table = {"corpus": CORPORA, "attack": KINDS, "label": [int(kind != "-") for kind in KINDS], "row": range(98)}
+    drawn = balanced(Dataset.from_dict(table), balance, 0)
+    assert set(drawn["row"]) == set(range(98))
+    columns = [name for part, name in BALANCED_COLUMNS.items() if part in balance]
+    for depth in range(len(columns)):
+        outer = Counter(zip(*(drawn[name] for name in columns[:depth]), strict=True)) if depth else {(): len(drawn)}
+        inner = Counter(zip(*(drawn[name] for name in columns[: depth + 1]), strict=True))
+        for group, count in outer.items():
+            counts = [n for key, n in inner.items() if key[:depth] == group]
+            assert max(counts) - min(counts) <= len(columns)  # rounding
+            assert sum(counts) == count
+
+
+def test_balancing_what_the_data_do_not_tell_is_refused():
+    rows = Dataset.from_dict({"label": [0, 1], "corpus": ["x", "x"]})
+    for balance, column in (("corpora", "corpus"), ("attacks", "attack")):
+        with pytest.raises(ValueError, match=f"balance='{balance}' needs rows of two values of '{column}'"):
+            balanced(rows, balance, 0)
 
 
 @pytest.mark.parametrize(

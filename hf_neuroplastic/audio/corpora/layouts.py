@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ class Options:
     """What some layouts need besides a folder; None lets the folder tell.
 
     access: LA, PA or DF of ASVspoof. variant: of Fake-or-Real. real: folder of the real speech of MLAAD and WaveFake.
+    columns, labels: of tables, see `load_table`.
     """
 
     access: str | None = None
     variant: str | None = None
     real: str | None = None
+    columns: Mapping[str, str] | None = None
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Layout:
     """One layout.
 
     lacks: what a folder lacks to have this layout; "" if nothing. splits: those that are there. load: rows of a split.
+    options: names of the `Options` that mean something here.
     """
 
     lacks: Callable[[Path, Options], str]
     splits: Callable[[Path, Options], list[str]]
     load: Callable[[Path, str, Options, Mapping[str, Any]], Dataset]
+    options: tuple[str, ...] = ()
 
 
 def _access(held: list[str], options: Options) -> str:
@@ -87,6 +92,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda root, _: _unless(asvspoof2019.accesses_in(root), "{LA,PA}/ASVspoof2019_{LA,PA}_cm_protocols"),
         _splits_2019,
         _load_2019,
+        ("access",),
     ),
     "asvspoof2021": Layout(
         lambda root, _: _unless(
@@ -94,6 +100,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         _splits_2021,
         _load_2021,
+        ("access",),
     ),
     "asvspoof5": Layout(
         lambda root, _: _unless(
@@ -112,23 +119,29 @@ LAYOUTS: dict[str, Layout] = {
         lambda root, _: _unless(mlaad.fake_folder(root), "fake/<language>/<model>/meta.csv"),
         lambda root, _: ["eval"],
         lambda root, split, options, how: mlaad.load_mlaad(root, split, real=options.real, **how),
+        ("real",),
     ),
     "fake-or-real": Layout(
         lambda root, _: _unless(fake_or_real.variants_in(root), f"one of {', '.join(fake_or_real.VARIANTS)}"),
         lambda root, _: list(THREE),
         lambda root, split, options, how: fake_or_real.load_fake_or_real(root, split, variant=options.variant, **how),
+        ("variant",),
     ),
     "wavefake": Layout(
         lambda root, _: _unless(wavefake.generated_folder(root), "generated_audio"),
         lambda root, _: list(THREE),
         lambda root, split, options, how: wavefake.load_wavefake(root, split, real=options.real, **how),
+        ("real",),
     ),
     "table": Layout(
         lambda root, _: _unless(
             root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".txt"), "a CSV or TSV file"
         ),
         lambda root, _: list(THREE),
-        lambda root, split, _, how: load_table(root, split, **how),
+        lambda root, split, options, how: load_table(
+            root, split, columns=options.columns, labels=options.labels, **how
+        ),
+        ("columns", "labels"),
     ),
     "folder": Layout(
         _lacks_folder,
@@ -163,22 +176,37 @@ def recognise(root: str | Path, options: Options | None = None) -> str:
     return "folder"
 
 
+def require_used(options: Options, layouts: Iterable[str]) -> None:
+    """Raises ValueError for an option that was given and means nothing to any of these layouts."""
+    used = {name for layout in layouts for name in LAYOUTS[layout].options}
+    for name, value in vars(options).items():
+        if value is not None and name not in used:
+            meant = ", ".join(layout for layout, each in LAYOUTS.items() if name in each.options)
+            raise ValueError(f"{name} means something to {meant} only; the corpus has the layout {', '.join(layouts)}")
+
+
+def restricted(options: Options, layout: str) -> Options:
+    """The options that mean something to a layout."""
+    return Options(**{name: getattr(options, name) for name in LAYOUTS[layout].options})
+
+
 def splits_of(root: str | Path, format: str = "auto", options: Options | None = None) -> list[str]:
     """The splits that a corpus has; errors as `load_corpus`."""
-    name, root, options = _layout_of(root, format, options)
-    return LAYOUTS[name].splits(root, options)
+    options = options or Options()
+    return LAYOUTS[layout_of(root, format, options)].splits(Path(root), options)
 
 
-def _layout_of(root: str | Path, format: str, options: Options | None) -> tuple[str, Path, Options]:
+def layout_of(root: str | Path, format: str = "auto", options: Options | None = None) -> str:
+    """The name of the layout, asked for or recognised; errors as `load_corpus`."""
     check_one_of("format", format, FORMATS)
-    root, options = Path(root), options or Options()
-    name = recognise(root, options) if format == "auto" else format
-    lack = LAYOUTS[name].lacks(root, options)
+    if format == "auto":
+        return recognise(root, options)
+    lack = LAYOUTS[format].lacks(Path(root), options or Options())
     if lack:
         raise FileNotFoundError(
-            f"{root} has not the layout {name}: it lacks {lack}; format='auto' tells which one it has"
+            f"{root} has not the layout {format}: it lacks {lack}; format='auto' tells which one it has"
         )
-    return name, root, options
+    return format
 
 
 def load_corpus(
@@ -200,7 +228,9 @@ def load_corpus(
         ValueError: another format or split. FileNotFoundError: no such corpus, or no such split in it. Others as the layout's
         own loader.
     """
-    name, root, options = _layout_of(root, format, options)
+    root, options = Path(root), options or Options()
+    name = layout_of(root, format, options)
+    require_used(options, [name])
     layout, how = LAYOUTS[name], {"on_error": on_error, "check": check}
     there = layout.splits(root, options)
     if split == "all":

@@ -5,7 +5,8 @@
     clips/b.wav,fake,vits,mp3,anna,eval
 
 Columns `path` (or file, filename, audio) and `label` (or class, target, key) are needed. Labels are names such as real and
-fake, bonafide and spoof. Paths are relative to the table's folder.
+fake, bonafide and spoof. Paths are relative to the table's folder. Other headings and labels are told by the
+arguments `columns` and `labels`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from datasets import Dataset
 
 from .folder import SPLIT_FOLDERS
 from .labels import bare, meaning
 from .protocols import Columns, attacks_of, finished, present
-from .rows import OnError, check_on_error, check_one_of
+from .rows import LABELS, OnError, check_on_error, check_one_of
 from .shares import share
 
 NAMES = {
@@ -46,18 +49,37 @@ logger = logging.getLogger(__name__)
 
 
 def load_table(
-    path: str | Path, split: str = "train", *, seed: int = 0, on_error: OnError | None = None, check: bool = True
+    path: str | Path,
+    split: str = "train",
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    seed: int = 0,
+    on_error: OnError | None = None,
+    check: bool = True,
 ) -> Dataset:
-    """The rows of a split of a table. Arguments and errors as `load_asvspoof2019`.
+    """The rows of a split of a table. Other arguments and errors as `load_asvspoof2019`.
 
-    A table without a column `split` is split at random by `seed`, .7, .1 and .2, speaker by speaker where it names speakers.
+    columns: this table's headings, {"path": "wav", "label": "is_fake"}. labels: what its labels mean, {"0": "bonafide", "1":
+    "spoof"}. A table without a column `split` is split at random by `seed`, .7, .1 and .2, speaker by speaker where it names
+    speakers.
 
     Raises:
         ValueError: no columns of these names, a label that is no name of either class, a file listed twice.
     """
     check_on_error(on_error)
     check_one_of("split", split, tuple(SPLIT_FOLDERS))
-    return table_rows(Path(path), Path(path).parent, split, seed=seed, on_error=on_error, check=check)
+    unknown = sorted(set(columns or {}) - set(NAMES))
+    if unknown:
+        raise ValueError(f"columns may name {', '.join(NAMES)}; got {', '.join(unknown)}")
+    meanings = {name: meaning(word) or "" for name, word in (labels or {}).items()}
+    for name, word in (labels or {}).items():
+        if not meanings[name]:
+            raise ValueError(
+                f"labels must mean {' or '.join(LABELS)}, such as 0=bonafide and 1=spoof; got {name}={word}"
+            )
+    how = {"columns": columns or {}, "labels": meanings}
+    return table_rows(Path(path), Path(path).parent, split, **how, seed=seed, on_error=on_error, check=check)
 
 
 def table_rows(
@@ -65,48 +87,63 @@ def table_rows(
     audio: Path,
     split: str | None = None,
     *,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    labels: Mapping[str, str] = MappingProxyType({}),
     seed: int = 0,
     on_error: OnError | None = None,
     check: bool = True,
 ) -> Dataset:
-    """The rows of a table, of one split or all. audio: the folder that paths are relative to."""
-    columns = read_table(path)
-    if not {"path", "label"} <= set(columns):
+    """The rows of a table, of one split or all.
+
+    audio: folder that paths are relative to. columns: headings by the names of `NAMES`. labels: meanings of words in the table.
+    """
+    content = _renamed(read_table(path), columns, path)
+    if not {"path", "label"} <= set(content):
         needed = "; ".join(f"{name} (or {', '.join(NAMES[name][1:])})" for name in ("path", "label"))
-        raise ValueError(f"{path} needs columns {needed}; got {', '.join(columns) or 'none'}")
-    faults, labels, seen = list[str](), list[str](), set[str]()
-    for number, (name, label) in enumerate(zip(columns["path"], columns["label"], strict=True), start=2):
-        known = meaning(label)
+        raise ValueError(
+            f"{path} needs columns {needed}, or --columns to name them; got {', '.join(content) or 'none'}"
+        )
+    faults, meant, seen = list[str](), list[str](), set[str]()
+    for number, (name, label) in enumerate(zip(content["path"], content["label"], strict=True), start=2):
+        known = labels.get(label) or meaning(label)
         if known is None:
             faults.append(
-                f"line {number}: label {label!r} is no name of bona fide or spoofed speech, such as real or fake"
+                f"line {number}: label {label!r} is no name of bona fide or spoofed speech, such as real or fake; "
+                "--labels tells what it means, as in 0=bonafide,1=spoof"
             )
         elif name in seen:
             faults.append(f"line {number}: file {name} is listed twice")
             known = None
-        labels.append(known or "")
+        meant.append(known or "")
         seen.add(name)
-    kept = [bool(label) for label in labels]
+    kept = [bool(label) for label in meant]
     if faults:
         others = f", and {len(faults) - 1} other lines" if len(faults) > 1 else ""
         if on_error != "skip" or not any(kept):
             raise ValueError(f"{path}, {faults[0]}{others}")
         logger.warning("left out: %s, %s%s", path, faults[0], others)
     if split is not None:
-        kept = [a and b for a, b in zip(kept, _in_split(path, columns, split, seed), strict=True)]
+        kept = [a and b for a, b in zip(kept, _in_split(path, content, split, seed), strict=True)]
     chosen = [index for index, keep in enumerate(kept) if keep]
     if not chosen:
         raise FileNotFoundError(f"{path} has no rows of split {split!r}")
     told: Columns = {
-        name: [columns[name][i] or "-" for i in chosen] if name in columns else ["-"] * len(chosen)
+        name: [content[name][i] or "-" for i in chosen] if name in content else ["-"] * len(chosen)
         for name in ("attack", "condition", "speaker")
     }
-    told["label"] = [labels[i] for i in chosen]
-    told["file_name"] = [columns["path"][i] for i in chosen]
+    told["label"] = [meant[i] for i in chosen]
+    told["file_name"] = [content["path"][i] for i in chosen]
     told["attack"] = attacks_of(told)
     paths = [os.path.join(audio, name) for name in told["file_name"]]
     paths, told = present(paths, told, str(path), on_error, "paths are relative to the table's folder")
     return finished(paths, told, on_error, check)
+
+
+def _renamed(content: Columns, columns: Mapping[str, str], path: Path) -> Columns:
+    absent = sorted(set(columns.values()) - set(content))
+    if absent:
+        raise ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(content)}")
+    return {**content, **{name: content[heading] for name, heading in columns.items()}}
 
 
 def _in_split(path: Path, columns: Columns, split: str, seed: int) -> list[bool]:

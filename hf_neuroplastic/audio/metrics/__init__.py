@@ -7,6 +7,7 @@ try:
     from .operating_points import detection_error_tradeoff
     from .tandem_detection_cost import (
         AsvErrors,
+        AsvScores,
         TandemCosts,
         TandemDetectionCost,
         asv_errors,
@@ -20,6 +21,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "AsvErrors",
+    "AsvScores",
     "DetectionCost",
     "DetectionCosts",
     "EqualErrorRate",

@@ -6,6 +6,7 @@ fundamentals", IEEE/ACM TASLP 28.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,21 @@ class AsvErrors:
         for name, rate in vars(self).items():
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{name} must be a rate between 0 and 1, got {rate}.")
+
+
+@dataclass(frozen=True)
+class AsvScores:
+    """Scores of an ASV's trials, and the attack [spoof trials] of each spoofed one."""
+
+    target: Array
+    nontarget: Array
+    spoof: Array
+    attacks: Sequence[str]
+
+    def errors(self, attacks: Collection[str] | None = None) -> AsvErrors | None:
+        """See `asv_errors`; of the spoofed trials with these attacks. None where there are no such trials."""
+        chosen = np.ones(len(self.spoof), bool) if attacks is None else np.isin(self.attacks, sorted(attacks))
+        return asv_errors(self.target, self.nontarget, self.spoof[chosen]) if chosen.any() else None
 
 
 def asv_errors(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -> AsvErrors:
@@ -104,13 +120,14 @@ def min_tdcf(
     return float((constant + c1 * frr + c2 * far).min() / (constant + min(c1, c2)))
 
 
-def read_asv_scores(path: str | Path, keys: str | Path | None = None, *, phase: str = "eval") -> tuple[Array, ...]:
-    """Scores of target, non-target and spoofed trials, from the files of the ASVspoof organisers.
+def read_asv_scores(path: str | Path, keys: str | Path | None = None, *, phase: str = "eval") -> AsvScores:
+    """Scores of an ASV, from the files of the ASVspoof organisers.
 
     Args:
         path: `ASVspoof2019.LA.asv.eval.gi.trl.scores.txt`, lines of source, key and score; or, with keys, the `score.txt` of
             2021, lines of speaker, utterance and score.
-        keys: `trial_metadata.txt` of 2021, whose line n says key (6th column) and phase (8th) of line n of `path`.
+        keys: `trial_metadata.txt` of 2021, whose line n says attack (5th column), key (6th) and phase (8th) of line n
+            of `path`.
         phase: of the trials that count, with keys.
 
     Raises:
@@ -127,6 +144,7 @@ def read_asv_scores(path: str | Path, keys: str | Path | None = None, *, phase: 
             ) from None
     if keys is None:
         kinds = np.array([fields[1] for fields in lines])
+        attacks = np.array([fields[0] for fields in lines])
     else:
         metadata = _lines(keys, 8)
         if len(metadata) != len(lines):
@@ -134,12 +152,14 @@ def read_asv_scores(path: str | Path, keys: str | Path | None = None, *, phase: 
                 f"{keys} has {len(metadata)} lines and {path} {len(lines)}; take the two files of one track."
             )
         kinds = np.array([fields[5] if fields[7] == phase else "" for fields in metadata])
+        attacks = np.array([fields[4] for fields in metadata])
     found = tuple(scores[kinds == key] for key in KEYS)
     if not all(each.size for each in found):
         counts = ", ".join(f"{each.size} {key}" for each, key in zip(found, KEYS, strict=True))
         hint = "" if keys else "; the scores of 2021 need keys, the trial_metadata.txt beside them"
         raise ValueError(f"{path} must hold scores of {', '.join(KEYS)}, got {counts}{hint}.")
-    return found
+    target, nontarget, spoof = found
+    return AsvScores(target, nontarget, spoof, attacks[kinds == "spoof"].tolist())
 
 
 def _lines(path: str | Path, columns: int) -> list[list[str]]:

@@ -24,6 +24,7 @@ from .spectral import Array
 from .synthesis import Speaker, draw_plan, draw_speaker, record, render
 
 MARKER = "neuroplastic_corpus.json"
+CONTENT = {MARKER, "LA", "SOURCES.md", "licences", "utterances.csv"}
 FORMAT_VERSION = 1
 UTTERANCES = MappingProxyType({"train": 1920, "dev": 240, "eval": 240})
 SPEAKERS = MappingProxyType({"train": 80, "dev": 10, "eval": 10})
@@ -50,10 +51,10 @@ def write_corpus(
 
     Every second utterance of a split is bona fide, the others take the split's attacks in turn. No speaker occurs in
     two splits, and attack A04 occurs in "eval" only. The whole is written beside `root` and renamed into place at the
-    end, so a failure leaves nothing half-written; an earlier corpus of this function is replaced.
+    end, so a failure leaves nothing half-written; an earlier corpus of this package is replaced.
 
     Args:
-        root: folder to create; it may exist if it is empty or holds an earlier corpus of this function.
+        root: folder to create; it may exist if it is empty or holds an earlier corpus of this package.
         seed: any non-negative integer.
         utterances, speakers: how many for each of "train", "dev" and "eval"; utterances at least 2, speakers at least
             1.
@@ -68,8 +69,9 @@ def write_corpus(
     """
     root = Path(root)
     _check_arguments(seed, utterances, speakers, seconds, snr_db, sampling_rate)
-    _check_target(root)
+    check_target(root)
     settings = {
+        "kind": "synthetic",
         "format_version": FORMAT_VERSION,
         "seed": seed,
         "utterances": dict(utterances),
@@ -186,14 +188,14 @@ def _check_arguments(
         raise ValueError(f"sampling_rate must be at least 8000 Hz (formants reach 4 kHz), got {sampling_rate}.")
 
 
-def _check_target(root: Path) -> None:
+def check_target(root: Path) -> None:
     if not root.exists():
         return
     if not root.is_dir():
         raise FileExistsError(f"root={str(root)!r} is a file; give a folder that does not exist yet, or is empty.")
     content = {path.name for path in root.iterdir()}
-    if content and not (MARKER in content and content <= {MARKER, "LA"}):
+    if content and not (MARKER in content and content <= CONTENT):
         raise FileExistsError(
-            f"root={str(root)!r} holds other files than an earlier synthetic corpus: {', '.join(sorted(content)[:5])}; "
+            f"root={str(root)!r} holds other files than an earlier corpus made here: {', '.join(sorted(content)[:5])}; "
             "give a folder that does not exist yet, or is empty."
         )

@@ -275,7 +275,7 @@ def test_absent_files_other_letter_case_and_line_ends(name, tmp_path, caplog):
 TABLES = {
     "no label": (
         ["path,kind", "a.wav,real"],
-        r"needs columns path \(or file, .*\); label \(or class, .*\); got path, kind",
+        r"needs columns path \(or file, .*\); label \(or class, .*\), or --columns .*; got path, kind",
     ),
     "a label that says nothing": (
         ["path,label", "a.wav,1"],
@@ -294,6 +294,37 @@ def test_tables_that_make_no_sense(case, tmp_path):
     write(tmp_path / "list.csv", lines)
     with pytest.raises(ValueError, match=words):
         load_corpus(tmp_path / "list.csv", "train")
+
+
+def test_tables_with_other_headings_and_labels(tmp_path):
+    audio(tmp_path / "a.wav")
+    audio(tmp_path / "b.wav")
+    write(tmp_path / "list.csv", ["wav,is_fake,who,split", "a.wav,0,anna,test", "b.wav,1,ben,test"])
+    columns = {"path": "wav", "label": "is_fake", "speaker": "who"}
+    rows = load_corpus(
+        tmp_path / "list.csv", "eval", options=Options(columns=columns, labels={"0": "real", "1": "spoof"})
+    )
+    assert (rows["file_name"][:], rows["label"][:], rows["speaker"][:]) == (
+        ["a.wav", "b.wav"],
+        [0, 1],
+        ["anna", "ben"],
+    )
+    for options, words in (
+        (Options(columns={"path": "flac"}, labels=None), "has no column 'flac'; it has wav, is_fake, who, split"),
+        (Options(columns={"file": "wav"}), "columns may name path, label, .*; got file"),
+        (Options(labels={"0": "maybe"}), "labels must mean bonafide or spoof, .*; got 0=maybe"),
+        (Options(columns=columns), "label '0' is no name .*; --labels tells what it means"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_corpus(tmp_path / "list.csv", "eval", options=options)
+
+
+def test_an_option_that_means_nothing_to_the_layout_is_refused(tmp_path):
+    root = made("in-the-wild", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"access means something to asvspoof2019, asvspoof2021 only; .* layout in-the-wild"
+    ):
+        load_corpus(root, "eval", options=Options(access="LA"))
 
 
 def test_tables_without_splits_keep_speakers_together(tmp_path):

@@ -8,6 +8,7 @@ from trials import exact_points, trials
 
 from hf_neuroplastic.audio.metrics import (
     AsvErrors,
+    AsvScores,
     TandemCosts,
     TandemDetectionCost,
     asv_errors,
@@ -59,6 +60,14 @@ def test_asv_errors_accept_the_highest_score_that_the_eer_rejects():
         asv_errors([1.0], [0.0], [np.nan])
 
 
+def test_errors_of_an_attack_have_the_threshold_of_all_trials():
+    scores = AsvScores(np.array([3.0, 5, 6, 7]), np.array([1.0, 2, 4]), np.array([0.0, 2.5, 3.0, 8]), list("aabb"))
+    assert scores.errors() == asv_errors(scores.target, scores.nontarget, scores.spoof)
+    assert scores.errors(["b"]) == AsvErrors(miss=0.0, false_alarm=1 / 3, false_alarm_spoof=1.0)
+    assert scores.errors(["a"]).false_alarm_spoof == 0.0
+    assert scores.errors(["c"]) is None
+
+
 def test_metric():
     scores, labels = trials(0, distinct=10)
     found = TandemDetectionCost().compute(predictions=scores, references=labels, **vars(ASV))
@@ -82,16 +91,20 @@ def test_bad_asv_rates_are_refused(change, words):
 def test_asv_scores_of_2019_and_of_2021(tmp_path):
     old = tmp_path / "2019.txt"
     old.write_text("- target 3.5\r\n- nontarget -1\r\nA07 spoof 2\r\n- target 4\r\n")
-    for found, expected in zip(read_asv_scores(old), ([3.5, 4], [-1], [2]), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    found = read_asv_scores(old)
+    for scores, expected in zip((found.target, found.nontarget, found.spoof), ([3.5, 4], [-1], [2]), strict=True):
+        np.testing.assert_array_equal(scores, expected)
+    assert found.attacks == ["A07"]
     new, keys = tmp_path / "score.txt", tmp_path / "trial_metadata.txt"
     new.write_text("".join(f"LA_1 LA_E_{i} {i}.5\n" for i in range(5)))
     kinds = [("target", "eval"), ("nontarget", "eval"), ("spoof", "eval"), ("spoof", "progress"), ("target", "eval")]
     keys.write_text(
         "".join(f"LA_1 LA_E_{i} alaw ita A07 {key} notrim {phase}\n" for i, (key, phase) in enumerate(kinds))
     )
-    for found, expected in zip(read_asv_scores(new, keys), ([0.5, 4.5], [1.5], [2.5]), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    found = read_asv_scores(new, keys)
+    for scores, expected in zip((found.target, found.nontarget, found.spoof), ([0.5, 4.5], [1.5], [2.5]), strict=True):
+        np.testing.assert_array_equal(scores, expected)
+    assert found.attacks == ["A07"]
     with pytest.raises(ValueError, match=r"got 0 target, 0 nontarget, 1 spoof"):
         read_asv_scores(new, keys, phase="progress")
     with pytest.raises(ValueError, match=r"the scores of 2021 need keys"):

@@ -13,10 +13,8 @@ from hf_neuroplastic.audio import load_asvspoof2019, load_audio, write_corpus
 from hf_neuroplastic.audio.synthetic.attacks import (
     ATTACKS,
     concatenation,
-    estimate_pitch,
     flat_pitch,
     griffin_lim,
-    linear_prediction,
 )
 from hf_neuroplastic.audio.synthetic.spectral import (
     all_pole_filter,
@@ -29,6 +27,7 @@ from hf_neuroplastic.audio.synthetic.spectral import (
     track,
 )
 from hf_neuroplastic.audio.synthetic.synthesis import draw_plan, draw_speaker, glottal_source, record, render
+from hf_neuroplastic.audio.synthetic.vocoders import estimate_pitch, linear_prediction
 
 SMALL = {
     "utterances": {"train": 12, "dev": 6, "eval": 16},
@@ -128,7 +127,7 @@ def test_replaces_its_own_corpus_and_an_empty_folder(tmp_path):
 
 def test_refuses_what_is_not_its_own(tmp_path):
     (tmp_path / "LA").mkdir()
-    with pytest.raises(FileExistsError, match=r"other files than an earlier synthetic corpus: LA"):
+    with pytest.raises(FileExistsError, match=r"other files than an earlier corpus made here: LA"):
         write_corpus(tmp_path, **SMALL)
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "neuroplastic_corpus.json").write_text("{}")
