@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..neurons.dropin import DropIn
 from ..neurons.observe.health import neuron_health
-from ..neurons.operate.optimizer_state import unwrap_optimizer
+from ..neurons.operate.optimizers import Optimizers
 from ..optimizer.neuroplastic import NeuroPlastic
 
 Log = Callable[[dict[str, float]], object]
@@ -66,8 +66,8 @@ class Watch(TrainerCallback):
 def plasticity_of(optimizer: Any, dropin: DropIn | None) -> dict[str, Any]:
     """`alpha_rms` of NeuroPlastic, and `weak` by layer of DropIn, as far as there are any."""
     found: dict[str, Any] = {}
-    inner = unwrap_optimizer(optimizer)
-    if isinstance(inner, NeuroPlastic) and inner.state:
+    inner = next((one for one in Optimizers(optimizer).found if isinstance(one, NeuroPlastic)), None)
+    if inner is not None and inner.state:
         alpha = float(inner.diagnostics()["alpha_rms"])
         found |= {"alpha_rms": alpha} if math.isfinite(alpha) else {}
     if dropin is not None:

@@ -1,7 +1,8 @@
 """What steers future decisions, in two files of its own beside a checkpoint: neuroplastic.safetensors and neuroplastic.json.
 
 The checkpoint itself is the stock model's. The JSON names the sites and holds the digest of the tensor file, so that a pair
-that does not belong together, or was cut short, is refused as a whole.
+that does not belong together, or was cut short, is refused as a whole. It also holds a fingerprint of every weight and
+optimizer file beside it, so that a folder into which a second run began to write is not called whole.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from ..neurons.dropin import DropIn
 TENSOR_FILE = "neuroplastic.safetensors"
 INDEX_FILE = "neuroplastic.json"
 TRAINER_STATE = "trainer_state.json"  # Trainer's own, which it writes last
-FORMAT = 2  # 1 kept two more averages per neuron, and other names of settings
+FORMAT = 3  # 2 knew nothing of the files beside; 1 kept two more averages per neuron, and other names of settings
+BLOCKS, BLOCK = 64, 4096  # of a fingerprint
 
 
 class SideFileError(ValueError):
     """The files beside a checkpoint are missing, damaged, or of another model. Nothing has been restored."""
 
 
-def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
-    """Writes the state of `dropin` into `folder`, each file in one piece: a killed run leaves no half file behind."""
+def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> str:
+    """Writes the state of `dropin` into `folder`, and returns the digest of it.
+
+    Each file is written in one piece: a killed run leaves no half file behind. Write weights and optimizer state before.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = dropin.state_dict()
@@ -51,9 +56,34 @@ def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
         "sites": {site: {"width": group["age"].numel()} for site, group in state["sites"].items()},
         "config": state["config"],
         "sha256": hashlib.sha256(data).hexdigest(),
+        "files": {path.name: fingerprint(path) for path in _files_beside(folder)},
     }
+    content = json.dumps(index, indent=2, allow_nan=False).encode()
     _write_whole(folder / TENSOR_FILE, data)
-    _write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, allow_nan=False).encode())
+    _write_whole(folder / INDEX_FILE, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of(folder: Path) -> str:
+    """Of the side files in `folder`, as `save_side_files` returned it."""
+    return hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file: its size and up to 64 blocks spread over it, which costs no more for a large file."""
+    size = path.stat().st_size
+    seen = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for index in range(BLOCKS):
+            file.seek(max(0, size - BLOCK) * index // (BLOCKS - 1))
+            seen.update(file.read(BLOCK))
+    return seen.hexdigest()
+
+
+def _files_beside(folder: Path) -> list[Path]:
+    """Weights and optimizer state: what is written once, by one process."""
+    names = (path for ending in ("safetensors", "bin", "pt") for path in sorted(folder.glob(f"*.{ending}")))
+    return [path for path in names if path.name != TENSOR_FILE]
 
 
 def load_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> None:
@@ -126,10 +156,11 @@ def _naming(folder: str | os.PathLike[str]) -> Iterator[None]:
 def last_whole_checkpoint(folder: str | os.PathLike[str], *, side_files: bool = True) -> Path | None:
     """The latest checkpoint in a Trainer's output folder that was saved to its end, or None.
 
-    The side files are written last, so a checkpoint whose side files are whole is whole itself. Trainer's own search takes
-    the highest number, which after a killed run may be a checkpoint that was being written.
+    Trainer writes trainer_state.json last, and DropInCallback the side files just before. Whole are checkpoints whose side
+    files are of these weights and of this trainer_state.json. Trainer's own search takes the highest number, which after a
+    killed run may be a checkpoint that was being written, or one into which a second run began to write.
 
-    side_files: False for a run without DropIn, whose checkpoints end with Trainer's own trainer_state.json.
+    side_files: False for a run without DropIn, or one that is to go on with new neuron statistics (resume_from=False).
     """
     numbered = {}
     for path in Path(folder).glob("checkpoint-*"):
@@ -138,14 +169,32 @@ def last_whole_checkpoint(folder: str | os.PathLike[str], *, side_files: bool = 
             numbered[int(number)] = path
     for step in sorted(numbered, reverse=True):
         try:
-            if side_files:
-                _read_pair(numbered[step])
-            else:
-                json.loads((numbered[step] / TRAINER_STATE).read_text(encoding="utf-8"))
-        except (SideFileError, OSError, ValueError):
+            _require_whole(numbered[step], side_files)
+        except (SideFileError, OSError, ValueError, RecursionError):
             continue
         return numbered[step]
     return None
+
+
+def _require_whole(folder: Path, side_files: bool) -> None:
+    """Raises SideFileError, OSError, ValueError or RecursionError where a checkpoint is not whole."""
+    state = json.loads((folder / TRAINER_STATE).read_bytes())
+    if not isinstance(state, dict):
+        raise SideFileError(f"{folder / TRAINER_STATE} is damaged")
+    if side_files:
+        index, _ = _read_pair(folder)
+        if any(fingerprint(folder / name) != mark for name, mark in index["files"].items()):
+            raise SideFileError(f"{folder} holds weights of another save than its side files")
+        if digest_of(folder) not in saved_by(state.get("stateful_callbacks")):
+            raise SideFileError(f"{folder} holds side files of another save than its {TRAINER_STATE}")
+
+
+def saved_by(callbacks: Any) -> dict[str, str]:
+    """Digests of side files that a Trainer's `stateful_callbacks` name, and the folders these were written to."""
+    entries = callbacks.values() if isinstance(callbacks, dict) else ()
+    each = [part for entry in entries for part in (entry if isinstance(entry, list) else [entry])]
+    told = (part.get("attributes") for part in each if isinstance(part, dict))
+    return {str(a["saved"]): str(a.get("folder", "")) for a in told if isinstance(a, dict) and "saved" in a}
 
 
 def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -172,7 +221,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise SideFileError(
             f"{path} cannot be read: {error.strerror}; this checkpoint was saved without DropIn or is incomplete"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
     for name, kind in {
         "format": int,
@@ -182,6 +231,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         "sites": dict,
         "config": dict,
         "sha256": str,
+        "files": dict,
     }.items():
         if not isinstance(index, dict) or not isinstance(index.get(name), kind):
             raise SideFileError(

@@ -18,14 +18,14 @@ from .observe.health import neuron_health
 from .observe.hooks import Observer, observe
 from .observe.padding import FrameMask
 from .observe.statistics import NeuronStatistics, reduce_sums, watched_sites
-from .operate.optimizer_checks import checked_optimizer, loss_scale
-from .operate.optimizer_state import unwrap_optimizer
+from .operate.optimizer_state import require_resettable
+from .operate.optimizers import Optimizers, agree, checked_optimizers
 from .operate.resize import make_room
 from .operate.step_factors import StepFactors, freeze_existing
 from .operate.surgery import apply_decisions
 from .operate.synaptic_scaling import refuse_half_precision, scale_synapses
-from .operate.widths import fit_widths, refuse_other_widths
-from .sites import Site, require_abilities, require_whole_site, select_sites
+from .operate.widths import HOOKS, fit_widths, reconcile, reconcile_after_load, refuse_other_widths
+from .sites import Site, find_sites, require_abilities, require_whole_site, select_sites
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +89,19 @@ class DropIn:
         self._all = NeuronStatistics.unknown(sum(site.width for site in sites), sites[0].weights[0].device)
         self.watched = watched_sites(sites, self._all, start_widths)
         self.step_count, self.events = 0, 0
+        self.driven_to: tuple[int, int] | None = None  # the step of a Trainer that a callback has ended last
         self._workspace: dict[Any, Any] = {}  # what fused operations keep between calls
         self._factors = StepFactors(self.watched, self._all, self.config)
         self._observers: list[Observer]
         self._observers, self._handles = observe(model, self.watched, self._all)
         for site, observer in zip(sites, self._observers, strict=True):
             fused_forward.install(site, observer, self.config.backend)
-        self._handles.append(refuse_other_widths(model, sites))
+        self._handles += [refuse_other_widths(model, sites), reconcile_after_load(model, self.watched)]
+        # Layers that are frozen now and learn later would be missed without a word.
+        found = find_sites(model, self.config.recurrent) if self.config.layers is None else []
+        self._frozen = [site for site in found if not site.trainable]
+        self._admitted: tuple[Any, ...] | None = None  # the optimizers, and how much state, that were checked last
+        self._told: set[str] = set()
         if self.config.freeze_existing:
             self._handles += freeze_existing(self.watched)
         if state is not None:
@@ -138,8 +144,10 @@ class DropIn:
         self._handles = []
 
     def restart(self, step_count: int = 0) -> None:
-        """Begins the schedule anew at `step_count`; what is known of the neurons stays."""
+        """Begins the schedule anew at `step_count`; what is known of the neurons stays, but for a step under way."""
         self.step_count = step_count
+        self.discard()
+        reconcile(self.watched, to_sleep=False)
         self._plan_observation()
 
     def scale_steps(self, optimizer: Any) -> None:
@@ -152,7 +160,11 @@ class DropIn:
             TypeError: not a NeuroPlastic optimizer.
         """
         if self.config.scales_steps:
-            self._factors.attach(unwrap_optimizer(optimizer))
+            self._factors.attach(Optimizers(optimizer).found)
+
+    def discard(self) -> None:
+        """Forgets what was seen since the last `step`, as after a backward pass that ran out of memory and is tried again."""
+        self._all.discard()
 
     @torch.no_grad()
     def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
@@ -161,10 +173,12 @@ class DropIn:
         Updates the statistics, replaces neurons if an event is due, then scales synapses.
 
         Args:
-            optimizer: the optimizer (possibly wrapped by accelerate) whose state of reborn neurons is to be reset; None
-                leaves optimizer state and steps alone. A step it reports as skipped (fp16 overflow) is forgotten.
+            optimizer: the optimizer whose state of reborn neurons is to be reset, a wrapper of one (accelerate's,
+                ZeroRedundancyOptimizer, Lookahead), or a list of all that train the model; None leaves optimizer state and
+                steps alone. Layers whose weights no optimizer holds are left alone, with a word. Nothing happens between the
+                micro-batches of accelerate's `accumulate`, and a step that accelerate skipped (fp16 overflow) is forgotten.
             gradient_scale: what the loss was multiplied by, as by torch.amp.GradScaler, whose `get_scale()` before its
-                `update()` belongs here. None takes it from accelerate's optimizer, or 1.
+                `update()` belongs here. None takes it from accelerate's optimizer (as it was for this step), or 1.
 
         Raises:
             RuntimeError: the model is not patched any more.
@@ -174,34 +188,35 @@ class DropIn:
         """
         if not self.patched:
             raise RuntimeError("this DropIn was unpatched and sees no neurons; make a new DropIn(model)")
-        if getattr(optimizer, "step_was_skipped", False):
-            self._all.discard()
+        optimizers = Optimizers(optimizer)
+        if optimizers.accumulating:
             return
-        inner = checked_optimizer(optimizer, self.sites, self.config)
-        for site in self.sites:
-            require_whole_site(site)
-        if self.config.synaptic_lr > 0:
-            refuse_half_precision(self.sites)
+        if optimizers.skipped:
+            self.discard()
+            return
+        optimizers = self._admit(optimizer)
         if self.total_steps is None and isinstance(self.config.stop, float) and self.config.max_fraction > 0:
             _say_once(
                 f"stop={self.config.stop} is a share of a training of unknown length: neurons are replaced to its end"
             )
         due = is_due(self.step_count + 1, self.config, self.total_steps) and self.config.max_fraction > 0
         targets = scheduled_widths(self.config, self.watched, self.step_count + 1, self.total_steps)
-        if inner is not None or self._factors.optimizer is None:
-            self.scale_steps(inner)
+        if optimizers.found or not self._factors.optimizers:
+            self.scale_steps(optimizer)
         self.step_count += 1
         if self._observers[0].enabled:
-            scale = loss_scale(optimizer) if gradient_scale is None else gradient_scale
+            scale = optimizers.loss_scale() if gradient_scale is None else gradient_scale
             reduce_sums(self._all.sums)
             self._all.update(self.config.statistics_decay, scale, self.config.observe_every)
+        if targets or due:
+            reconcile(self.watched)  # an EMA copy, or a rollback, may have put other weights there
         if targets:
             scores = self.scores()
             for decisions in plan_widths(self.watched, scores, self.config, targets):
-                self._carry_out(decisions, scores, inner)
+                self._carry_out(decisions, scores, optimizers)
         if due:
             scores = self.scores()
-            self._carry_out(plan_replacement(self.watched, scores, self.config), scores, inner)
+            self._carry_out(plan_replacement(self.watched, scores, self.config), scores, optimizers)
         if due or targets:
             self._all.seen.zero_()
         if self.config.synaptic_lr > 0:
@@ -225,7 +240,7 @@ class DropIn:
                 f"decisions must be {len(self.sites)} Decision objects, one per site in the order of `sites`, got "
                 f"{[type(decision).__name__ for decision in decisions]}"
             )
-        self._carry_out(decisions, self.scores(), checked_optimizer(optimizer, self.sites, self.config))
+        self._carry_out(decisions, self.scores(), self._admit(optimizer))
         self._factors.update()
 
     def report(self) -> dict[str, float]:
@@ -254,27 +269,72 @@ class DropIn:
         loaded = checked_state(state, self.sites)
         require_same_widths(loaded, self.sites)
         self._all.load_state_dict(loaded.all_neurons.state_dict())
-        self._all.discard()
-        self._factors.update()
         for known, start_width, replaced in zip(self.watched, loaded.start_widths, loaded.replaced, strict=True):
             known.start_width, known.replaced = start_width, replaced
         self.events = loaded.events
         self.restart(loaded.step_count)
+        self._factors.update()
 
     def _plan_observation(self) -> None:
         """Watches the next step, or does not, by `observe_every`."""
         for observer in self._observers:
             observer.enabled = self.step_count % self.config.observe_every == 0
 
-    def _carry_out(
-        self, decisions: list[Decision], scores: list[Tensor], optimizer: torch.optim.Optimizer | None
-    ) -> None:
+    def _admit(self, optimizer: Any) -> Optimizers:
+        """The optimizers, after everything about them that can be refused was looked at, on every rank at the first time."""
+        error: Exception | None = None
+        try:
+            optimizers = checked_optimizers(optimizer, self.sites, self.config)
+            for site in self.sites:
+                require_whole_site(site)
+            if self.config.synaptic_lr > 0:
+                refuse_half_precision(self.sites)
+            for known in self.watched:
+                known.learns = optimizers.train(known.site.weights)
+                known.learns_whole = known.learns and optimizers.train(known.site.parameters)
+            key = (*map(id, optimizers.found), *(len(one.state) for one in optimizers.found))
+            if self.config.changes_neurons and key != self._admitted:
+                require_resettable(optimizers, [known.site for known in self.watched if known.learns])
+        except (TypeError, ValueError) as refusal:
+            error = refusal
+        if self._admitted is None:
+            agree(error)
+        elif error is not None:
+            raise error
+        self._admitted = key
+        self._tell_what_does_not_learn(optimizers)
+        return optimizers
+
+    def _tell_what_does_not_learn(self, optimizers: Optimizers) -> None:
+        why = "frozen, or held by no optimizer that DropIn.step was given; pass all optimizers as a list"
+        held = [known for known in self.watched if not known.learns]
+        self._tell("neurons of %s stay as they are: their weights are %s", [known.site.name for known in held], why)
+        parts = [known for known in self.watched if known.learns and not known.learns_whole]
+        self._tell(
+            "biases or normalization of %s stay as they are when neurons are replaced, and none are added or removed there: "
+            "they are %s",
+            [known.site.name for known in parts],
+            why,
+        )
+        thawed = [site.name for site in self._frozen if optimizers.train(site.weights)]
+        self._tell(
+            "%s was frozen when DropIn was made and is not watched; %s", thawed, "make a new DropIn to take it in"
+        )
+
+    def _tell(self, message: str, names: Sequence[str], more: str) -> None:
+        """Once for each name."""
+        new = [name for name in names if f"{message}{name}" not in self._told]
+        if new:
+            self._told |= {f"{message}{name}" for name in new}
+            logger.warning(message, ", ".join(new), more)
+
+    def _carry_out(self, decisions: list[Decision], scores: list[Tensor], optimizers: Optimizers) -> None:
         changed = apply_decisions(
             self.watched,
             decisions,
             scores,
             config=self.config,
-            optimizer=optimizer,
+            optimizers=optimizers,
             event=self.events,
             workspace=self._workspace,
         )
@@ -314,3 +374,11 @@ def unpatch(model: nn.Module) -> None:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask))]:
                 del hooks[key]
+        for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(_bare(hook), "func", None) in HOOKS]:
+                del hooks[key]
+
+
+def _bare(hook: Any) -> Any:
+    """What torch wraps to hand the module over."""
+    return getattr(hook, "hook", hook)

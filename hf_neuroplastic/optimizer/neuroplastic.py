@@ -14,7 +14,7 @@ from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
-from .options import NOT_OF_A_STEP, RULES, check_options, refuse_strangers
+from .options import NOT_OF_A_STEP, RULES, check_options, refuse_flat, refuse_flattened, refuse_strangers
 from .state import check_entry, completed_groups, fits, initial_state, matched_state, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
@@ -99,8 +99,6 @@ class NeuroPlastic(Optimizer):
             gradient or state has another shape.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then sets `grad_scale` and `found_inf` around a step
-
     def __init__(
         self,
         params: ParamsT,
@@ -135,6 +133,7 @@ class NeuroPlastic(Optimizer):
         self.backend = backend
         self.neuron_factors: dict[Tensor, NeuronFactor] = {}
         self._workspace: dict[Any, Any] = {}
+        self._sizes: list[int] = []  # of the groups, in tensors, as they were given
         super().__init__(params, {name: given[name] for name in RULES})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -152,6 +151,8 @@ class NeuroPlastic(Optimizer):
                     f"parameter {index} of group {len(self.param_groups)} is {param.dtype}: NeuroPlastic takes float16, "
                     "bfloat16, float32 and float64; leave it out or convert it"
                 )
+        refuse_flat(param_group["params"])
+        self._sizes.append(len(param_group["params"]))
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"backend": self.backend, "neuron_factors": self.neuron_factors}
@@ -160,10 +161,20 @@ class NeuroPlastic(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("neuron_factors", {})
+        self._sizes = [len(group["params"]) for group in self.param_groups]
         for number, (param, entry) in enumerate(self.state.items()):
             check_entry(number, param, entry)
         for index, group in enumerate(self.param_groups):
             group.update(check_options({**self.defaults, **group}, f"group {index}"))
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler is to set `grad_scale` and `found_inf` around a step, or to unscale and to skip by itself.
+
+        accelerate knows a skipped step by `step` not being called, for which it puts a function of its own in the place of
+        `step`: scheduler and DropIn go by that, so there GradScaler skips.
+        """
+        return "patch_optimizer_step" not in getattr(vars(self).get("step"), "__qualname__", "")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -174,6 +185,7 @@ class NeuroPlastic(Optimizer):
                 loss = closure()
         if self.neuron_factors:
             refuse_strangers(self.neuron_factors, self.param_groups)
+        refuse_flattened(self.param_groups, self._sizes)
         lists = [self._lists(group) for group in self.param_groups]
         factors = self._gradient_factors(lists)
         for index, (group, tensors) in enumerate(zip(self.param_groups, lists, strict=True)):

@@ -1,5 +1,6 @@
 """The options of NeuroPlastic: their allowed values, the defaults that depend on the base, and whose neuron factors are."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -8,6 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from neuroplastic_kernels import NeuronFactor
+
+FLATTENED = "many tensors in one, the means that NeuroPlastic takes over single tensors mean something else"
+LONG = 4096  # elements; no bias is longer in most models
+logger = logging.getLogger(__name__)
 
 # What an option of None becomes, by base.
 OWN: dict[str, dict[str, Any]] = {
@@ -124,6 +129,34 @@ def refuse_strangers(factors: Mapping[Any, Any], groups: Sequence[dict[str, Any]
             raise ValueError(
                 f"neuron_factors of the parameter of shape {shape} must be a NeuronFactor(values, dim) whose values are a "
                 f"tensor; got {described(factor)}"
+            )
+
+
+def refuse_flat(params: Sequence[Tensor]) -> None:
+    """Raise TypeError for flat parameters of torch's FSDP; warn of a long vector that stands alone, which may be one."""
+    if any(type(param).__name__ == "FlatParameter" for param in params):
+        raise TypeError(
+            f"NeuroPlastic was given a FlatParameter of FSDP, which is {FLATTENED}; use fully_shard, or FSDP with "
+            "use_orig_params=True"
+        )
+    if len(params) == 1 and params[0].ndim == 1 and params[0].numel() >= LONG:
+        logger.warning(
+            "a group holds one vector of %d elements: if that is %s",
+            params[0].numel(),
+            FLATTENED,
+        )
+
+
+def refuse_flattened(groups: Sequence[dict[str, Any]], sizes: Sequence[int]) -> None:
+    """Raise TypeError where a group of several tensors, see `sizes`, has become one vector."""
+    if len(groups) != len(sizes):
+        return  # somebody took groups out
+    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
+        params = group["params"]
+        if size > 1 and len(params) == 1 and params[0].ndim == 1:
+            raise TypeError(
+                f"group {number} was given {size} tensors and holds one vector of {params[0].numel()} elements now, as "
+                f"DeepSpeed's ZeRO makes of them, which is {FLATTENED}; train data-parallel (DDP), or with fully_shard"
             )
 
 

@@ -9,8 +9,9 @@ from runs import BUSY, GROWING, PRUNING, Samples, final_state, trainer_of
 from tiny import tiny_batch, tiny_model
 from transformers import AutoModelForAudioClassification, Trainer, TrainingArguments
 
-from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic, SideFileError
-from hf_neuroplastic.huggingface.checkpoint import INDEX_FILE, TENSOR_FILE
+from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic, SideFileError, last_whole_checkpoint
+from hf_neuroplastic.huggingface.checkpoint import INDEX_FILE, TENSOR_FILE, digest_of
+from hf_neuroplastic.neurons.observe.hooks import is_watched
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -94,16 +95,15 @@ def test_attached_callbacks_log_through_thetrainer_of(tmp_path):
     assert json.dumps(trainer.state.log_history)
 
 
-def test_a_callback_added_late_says_what_to_do(tmp_path):
+def test_a_callback_added_late_patches_when_training_begins(tmp_path):
     model = tiny_model("ast")
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True)
     trainer = Trainer(model, args, train_dataset=Samples("ast"))
     trainer.add_callback(DropInCallback(BUSY))
-    with pytest.raises(RuntimeError, match=r"watches no layer.*DropIn\(model, config\)"):
-        trainer.train()
-    trainer.pop_callback(DropInCallback)
-    trainer.add_callback(DropInCallback(DropIn(model, BUSY)))
     trainer.train()
+    (callback,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, DropInCallback)]
+    assert callback.dropin.watches(model)
+    assert callback.dropin.step_count == 1
 
 
 def test_shares_of_training_are_taken_of_the_trainers_steps(tmp_path):
@@ -143,20 +143,48 @@ def test_optimizer_classes_are_accepted_too(tmp_path, family):
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]
 
 
-def test_model_init_needs_a_dropin_of_its_own(tmp_path):
-    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True)
-    trainer = Trainer(
-        model_init=lambda: tiny_model("ast"), args=args, train_dataset=Samples("ast"), callbacks=[DropInCallback(BUSY)]
-    )
-    with pytest.raises(RuntimeError, match=r"watches no layer.*model_init"):
-        trainer.train()
+def test_models_that_trainer_makes_itself_are_patched_one_after_the_other(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=4, save_steps=2, disable_tqdm=True)
+    callback, made = DropInCallback(BUSY), []
+
+    def model_init():
+        made.append(tiny_model("ast"))
+        return made[-1]
+
+    trainer = Trainer(model_init=model_init, args=args, train_dataset=Samples("ast"), callbacks=[callback])
+    trainer.train()
+    trainer.train()
+    assert callback.dropin.watches(made[-1])
+    assert callback.dropin.step_count == 4
+    assert min(map(int, callback.dropin.replaced)) > 0
+    assert not any(is_watched(model) for model in made[:-1])
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_a_callback_of_another_trainer_is_refused(tmp_path):
     _, callback = trainer_of(tmp_path)
-    other, _ = trainer_of(tmp_path, model=tiny_model("wav2vec2"), callback=callback)
     with pytest.raises(RuntimeError, match="belongs to another Trainer"):
-        other.train()
+        trainer_of(tmp_path, model=tiny_model("wav2vec2"), callback=callback)
+
+
+def test_a_dropin_of_another_model_is_refused(tmp_path):
+    trainer, _ = trainer_of(tmp_path, callback=DropInCallback(DropIn(tiny_model("ast"), total_steps="trainer")))
+    with pytest.raises(RuntimeError, match="watches another model"):
+        trainer.train()
+
+
+def test_a_dropin_that_two_callbacks_drive_is_refused(tmp_path):
+    trainer, callback = trainer_of(tmp_path)
+    trainer.add_callback(callback)
+    with pytest.raises(RuntimeError, match="two DropInCallbacks drive one DropIn"):
+        trainer.train()
+    assert callback.dropin.step_count == 1
+
+
+def test_callbacks_that_trainer_would_replace_are_refused(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], restore_callback_states_from_checkpoint=True)
+    with pytest.raises(ValueError, match="restore_callback_states_from_checkpoint=True"):
+        Trainer(tiny_model("ast"), args, callbacks=[DropInCallback(BUSY)])
 
 
 def test_a_checkpoint_without_statistics_may_be_resumed_with_new_ones(tmp_path):
@@ -189,10 +217,11 @@ def test_the_trainers_logging_strategy_is_kept(tmp_path, strategy, steps):
 
 def test_only_the_main_process_writes_side_files(tmp_path):
     trainer, callback = trainer_of(tmp_path)
-    trainer.state.is_world_process_zero = False
     (tmp_path / "checkpoint-0").mkdir()
-    callback.on_save(trainer.args, trainer.state, trainer.control)
-    assert not list((tmp_path / "checkpoint-0").iterdir())
-    trainer.state.is_world_process_zero = True
-    callback.on_save(trainer.args, trainer.state, trainer.control)
+    for main, saves in ((False, True), (True, False), (True, True)):
+        trainer.state.is_world_process_zero, trainer.control.should_save = main, saves
+        callback.on_epoch_end(trainer.args, trainer.state, trainer.control)
+        assert not list((tmp_path / "checkpoint-0").iterdir())
+        told = callback.state()["attributes"]
     assert len(list((tmp_path / "checkpoint-0").iterdir())) == 2
+    assert told == {"saved": digest_of(tmp_path / "checkpoint-0"), "folder": str(tmp_path / "checkpoint-0")}

@@ -98,7 +98,7 @@ def test_damage_is_refused_and_nothing_is_restored(tmp_path, name, damage):
     ("change", "words"),
     [
         ({"format": 99}, "format 99.*upgrade"),
-        ({"format": 1}, "format 1, this version reads 2; train anew.*resume_from=False"),
+        ({"format": 1}, "format 1, this version reads 3; train anew.*resume_from=False"),
         ({"sites": None}, "damaged: 'sites' must be of type dict"),
         ({"step_count": "x"}, "damaged: 'step_count' must be of type int"),
         ({"sites": {"elsewhere": {"width": 3}}}, "another model, width or selection of layers"),
@@ -135,13 +135,46 @@ def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch, broken):
 def test_the_last_whole_checkpoint_is_found(tmp_path):
     assert last_whole_checkpoint(tmp_path / "nowhere") is None
     for step in (9, 20, 100):
-        save_side_files(_watched(1), tmp_path / f"checkpoint-{step}")
+        _checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-300").mkdir()
     (tmp_path / "checkpoint-best").mkdir()
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
     (tmp_path / "checkpoint-100" / INDEX_FILE).unlink()
     (tmp_path / "checkpoint-20" / TENSOR_FILE).write_bytes(b"")
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def _checkpoint(folder, weights=b"weights" * 10_000):
+    """As Trainer and DropInCallback leave one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    digest = save_side_files(_watched(1), folder)
+    state = {"stateful_callbacks": {"DropInCallback": {"args": {}, "attributes": {"saved": digest}}}}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+SPOILT = {
+    "other weights": lambda folder: (folder / "model.safetensors").write_bytes(b"weights" * 9_999 + b"another"),
+    "weights cut short": lambda folder: (folder / "model.safetensors").write_bytes(b"weights" * 9_000),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no trainer state": lambda folder: (folder / "trainer_state.json").unlink(),
+    "a list": lambda folder: (folder / "trainer_state.json").write_text("[]"),
+    "a trainer state of another save": lambda folder: (folder / "trainer_state.json").write_text(
+        (folder / "trainer_state.json").read_text().replace('"saved": "', '"saved": "0')
+    ),
+    "odd callbacks": lambda folder: (folder / "trainer_state.json").write_text('{"stateful_callbacks": [1, {"a": 2}]}'),
+    "deep JSON": lambda folder: (folder / "trainer_state.json").write_text("[" * 100_000),
+    "deep index": lambda folder: (folder / INDEX_FILE).write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_folder_that_mixes_two_saves_is_not_whole(tmp_path, spoil):
+    _checkpoint(tmp_path / "checkpoint-1")
+    _checkpoint(tmp_path / "checkpoint-2")
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    spoil(tmp_path / "checkpoint-2")
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 @pytest.mark.parametrize("config", [{"interval": "x"}, {"interval": 0}, {"no such field": 1}])

@@ -1,4 +1,4 @@
-"""Which neurons of each site are to change, and when: one decision per site. Frozen sites are left as they are.
+"""Which neurons of each site are to change, and when: one decision per site. Sites that do not learn are left as they are.
 
 Pure functions of scores, ages and budget, in tensor arithmetic: nothing leaves the device.
 """
@@ -61,7 +61,7 @@ def score_sites(watched: Sequence[WatchedSite], config: DropInConfig, event: int
 def plan_replacement(watched: Sequence[WatchedSite], scores: Sequence[Tensor], config: DropInConfig) -> list[Decision]:
     """Whom to replace in each site."""
     return [
-        decide_replacement(score, known.statistics, config) if known.site.trainable else nobody(Action.REPLACE, score)
+        decide_replacement(score, known.statistics, config) if known.learns else nobody(Action.REPLACE, score)
         for known, score in zip(watched, scores, strict=True)
     ]
 
@@ -72,7 +72,7 @@ def plan_widths(
     """Which slots to activate in each site, and then which neurons to prune, so that `targets` of them are active."""
     pairs = [
         decide_width(score, known.statistics, config, target)
-        if known.site.trainable
+        if known.learns_whole
         else (nobody(Action.GROW, score), nobody(Action.PRUNE, score))
         for known, score, target in zip(watched, scores, targets, strict=True)
     ]

@@ -32,9 +32,10 @@ class Observer:
         self.neuron_dim = site.neuron_dim
         self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
 
-    def active(self, module: nn.Module) -> bool:
-        """Whether a pass through `module` is to be observed now."""
-        return self.enabled and module.training and torch.is_grad_enabled()
+    @property
+    def active(self) -> bool:
+        """Whether a pass is to be observed now: in evaluation mode too, where many fine-tune."""
+        return self.enabled and torch.is_grad_enabled()
 
     @property
     def sums(self) -> Tensor:
@@ -54,18 +55,18 @@ class Observer:
         mask = self.masks.at(tokens[::-1], z.device)
         return None if mask is None else mask.T
 
-    def observed(self, module: nn.Module, z: Tensor) -> Tensor:
+    def observed(self, z: Tensor) -> Tensor:
         """z, which will be recorded when its gradient passes."""
-        if not (self.active(module) and z.requires_grad):
+        if not (self.active and z.requires_grad):
             return z
         return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
-            return self.observed(module, output)
+            return self.observed(output)
         if isinstance(output, PackedSequence):
-            return output._replace(data=self.observed(module, output.data))
-        if not self.active(module):
+            return output._replace(data=self.observed(output.data))
+        if not self.active:
             return output
         steps, state = self(module, args, output[0]), output[1]
         # The state is a copy of the last step: a gradient that comes by it, and not by the output, must be seen as well.
@@ -84,7 +85,7 @@ class InputObserver(Observer):
     """The same as a forward pre-hook of the module whose first input is the neurons."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
-        return (self.observed(module, args[0]), *args[1:])
+        return (self.observed(args[0]), *args[1:])
 
 
 @torch.compiler.disable(reason="statistics follow a model that was moved: move it before DropIn(model)")

@@ -146,12 +146,16 @@ class NeuronStatistics:
         """Forgets the step under way, whose update was skipped."""
         self.sums.zero_()
 
-    def forget(self, mask: Tensor) -> None:
-        """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""
+    def begin_anew(self, mask: Tensor) -> None:
+        """Nothing is known any more of the masked neurons' averages, age and scaling factor. mask: [N] bool."""
         self.averages.masked_fill_(mask, 0.0)
         self.weight.masked_fill_(mask, 0.0)
         self.age.masked_fill_(mask, 0)
         self.scale.masked_fill_(mask, 1.0)
+
+    def forget(self, mask: Tensor) -> None:
+        """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""
+        self.begin_anew(mask)
         self.fresh.masked_fill_(mask, True)
         self.rest.masked_fill_(mask.any(), 0)
 
@@ -208,12 +212,16 @@ class WatchedSite:
     Attributes:
         start_width: active neurons at the start of training.
         replaced: 0-dim int64 tensor: how many neurons have been replaced.
+        learns: whether the weights are trained by the optimizers that DropIn was given last; neurons of other sites stay.
+        learns_whole: whether biases and the rest are trained as well, without which no neuron can be silenced.
     """
 
     site: Site
     statistics: NeuronStatistics
     start_width: int
     replaced: Tensor
+    learns: bool = True
+    learns_whole: bool = True
 
 
 def watched_sites(

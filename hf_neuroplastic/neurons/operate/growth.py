@@ -14,7 +14,7 @@ from ..config import DropInConfig
 from ..decide.decisions import Action, Decision, score_sites
 from ..observe.statistics import NeuronStatistics, watched_sites
 from ..sites import inert_slots, require_abilities, select_sites
-from .optimizer_state import unwrap_optimizer
+from .optimizers import Optimizers
 from .resize import reserve
 from .surgery import apply_decisions
 
@@ -58,8 +58,8 @@ def grow(
         Decision(Action.GROW, torch.arange(site.width, device=all_neurons.weight.device) >= width)
         for site, width in zip(sites, before, strict=True)
     ]
-    inner = None if optimizer is None else unwrap_optimizer(optimizer)
-    apply_decisions(watched, added, score_sites(watched, config, 0), config=config, optimizer=inner, event=0)
+    scores = score_sites(watched, config, 0)
+    apply_decisions(watched, added, scores, config=config, optimizers=Optimizers(optimizer), event=0)
 
 
 def _splittable(sites: Sequence[Any], count: Any) -> Any:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuroplastic_kernels import Fill, StateSlice
 
-from ..sites import NeuronSlice
+from ..sites import NeuronSlice, Site
+from .optimizers import Optimizers
 
 # Running means of squares and magnitudes, and step sizes. Their bias correction is spent by the time a neuron is reborn, so
 # zero would not be "initial" but "infinitely quiet": the first steps would be several times the learning rate. The mean of
 # the surviving neurons is what a new one may expect.
 MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
-    "exp_avg_sq_row", "exp_avg_sq_col", "step_size",
+    "exp_avg_sq_row", "exp_avg_sq_col", "step_size", "state2",
 })  # fmt: skip
+# Copies or averages of the weights: ASGD, schedule-free, Lookahead, SAM, Prodigy. They follow the weights.
+COPIES = frozenset({"ax", "z", "slow_buffer", "slow_param", "slow_params", "cached_params", "old_p", "p0"})
+# Neither, whatever the values look like: running means of gradients and steps.
+MOMENTA = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "prev", "state1", "s"})
+NEAR = 0.5  # of the weights' norm: state of another name that lies nearer to the weights is a copy of them
 # Of a whole tensor, whatever their shape: NeuroPlastic's sums over all elements.
 WHOLE = frozenset({"sums"})
 # transformers' Adafactor factors over the last two dimensions: which of them each factor lacks.
 DROPPED = {"exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
-
-
-def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside accelerate's or DeepSpeed's wrappers.
-
-    Raises:
-        TypeError: there is none.
-    """
-    inner, seen = optimizer, 0
-    while not isinstance(inner, torch.optim.Optimizer) or type(inner).__name__ == "AcceleratedOptimizer":
-        inner, seen = getattr(inner, "optimizer", None), seen + 1
-        if inner is None or seen > 4:
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer or wrap one, got {type(optimizer).__name__}")
-    return inner
 
 
 class Cut(NamedTuple):
@@ -55,8 +47,8 @@ def resize(tensor: Tensor, cut: Cut, fill: Fill = "zero") -> Tensor:
     return torch.cat([held, held.new_zeros(shape) + mean], cut.dim)
 
 
-def resize_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, cuts: Sequence[Cut]) -> dict[str, Tensor]:
-    """The state of `parameter` after `cuts` (at most one along each dimension), by name.
+def resize_state(optimizers: Optimizers, parameter: Tensor, cuts: Sequence[Cut]) -> list[tuple[dict[str, Any], Any]]:
+    """The states of `parameter`, and their tensors by name after `cuts` (at most one along each dimension).
 
     New entries are initial: the mean over the kept ones for running magnitudes, else 0. Sums over the whole tensor, which are
     those of another number of elements, begin anew at 0. Nothing is changed here; call this while `parameter` still has its
@@ -65,53 +57,141 @@ def resize_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, cut
     Raises:
         TypeError: as `state_slices`.
     """
-    held = {} if optimizer is None else optimizer.state.get(parameter, {})
-    resized = {name: torch.zeros_like(held[name]) for name in WHOLE & held.keys()}
-    for dim, kept, added in cuts:
-        for name, value, along, fill in _owned_state(optimizer, parameter, dim):
-            resized[name] = resize(resized.get(name, value), Cut(along, kept, added), fill)
-    return resized
+    found = []
+    for optimizer, state in optimizers.states(parameter):
+        resized = {name: torch.zeros_like(state[name]) for name in WHOLE & state.keys()}
+        for dim, kept, added in cuts:
+            for name, value, along in _owned(type(optimizer).__name__, state, parameter, dim):
+                fill: Fill = "mean" if name in MAGNITUDES else "zero"
+                resized[name] = resize(resized.get(name, value), Cut(along, kept, added), fill)
+        found.append((state, resized))
+    return found
 
 
-def state_slices(optimizer: torch.optim.Optimizer | None, neurons: NeuronSlice | None) -> tuple[StateSlice, ...]:
-    """The parts of the optimizer state of a site's slice of a parameter that belong to single neurons.
+class Follower(NamedTuple):
+    """State that holds a copy of weights: the neurons' block of both, with the neurons along `dim`."""
+
+    state: Tensor
+    weight: Tensor
+    dim: int
+
+    def follow(self, mask: Tensor) -> None:
+        """Copies the masked neurons' weights into the state. mask: [N] bool."""
+        chosen = mask.view([-1 if d == self.dim else 1 for d in range(self.weight.ndim)])
+        self.state.copy_(torch.where(chosen, self.weight.to(self.state.dtype), self.state))
+
+
+def state_slices(optimizers: Optimizers, neurons: NeuronSlice | None) -> tuple[StateSlice, ...]:
+    """The parts of the optimizers' state of a site's slice of a parameter that belong to single neurons and return to an
+    initial value.
 
     Includes state of the parameter's shape and the factored second moments of Adafactor (torch's and transformers'). Running
     magnitudes restart at the survivors' mean, everything else at 0. State shared by all neurons (step counters, the factor
-    of the other dimension) is left out: it stays as it is.
+    of the other dimension) is left out: it stays as it is. Copies of weights are `followers`.
 
     Raises:
         TypeError: state that cannot be reset neuron by neuron, such as quantised tensors. Nothing has been changed then.
     """
-    if neurons is None:
-        return ()
     return tuple(
-        StateSlice(neurons.block_of(value, along), along, fill)
-        for _, value, along, fill in _owned_state(optimizer, neurons.tensor, neurons.dim)
+        StateSlice(block, along, "mean" if name in MAGNITUDES else "zero")
+        for name, block, along, copies in _blocks(optimizers, neurons)
+        if not copies
     )
 
 
-def _owned_state(
-    optimizer: torch.optim.Optimizer | None, parameter: Tensor, dim: int
-) -> Iterator[tuple[str, Tensor, int, Fill]]:
-    """Name, tensor, dimension of the neurons, and fill of the state that has entries per neuron."""
-    if optimizer is None:
+def followers(optimizers: Optimizers, neurons: NeuronSlice | None) -> tuple[Follower, ...]:
+    """The parts of the optimizers' state that hold copies of a site's slice of a parameter; raises as `state_slices`."""
+    if neurons is None:
+        return ()
+    return tuple(
+        Follower(block, neurons.view, along)
+        for _, block, along, copies in _blocks(optimizers, neurons)
+        if copies and block.shape == neurons.view.shape
+    )
+
+
+def copies_of(optimizers: Optimizers, parameter: Tensor) -> list[Tensor]:
+    """The optimizers' copies of a whole parameter."""
+    states = (state for _, state in optimizers.states(parameter))
+    return [value for state in states for name, value in state.items() if _is_copy(name, value, parameter)]
+
+
+def require_resettable(optimizers: Optimizers, sites: Iterable[Site]) -> None:
+    """Raises TypeError, as `state_slices`, if the state of a neuron of `sites` could not be reset.
+
+    Also for optimizers that keep tensors of a weight's shape in a list of their own, where no one can tell whose they are.
+    """
+    tensors = [neurons.tensor for site in sites for neurons in site.slices]
+    shapes, known = {tensor.shape for tensor in tensors if tensor.ndim > 1}, {id(tensor) for tensor in tensors}
+    for site in sites:
+        for neurons in site.slices:
+            state_slices(optimizers, neurons)
+    for optimizer in optimizers.found:
+        held = known | {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        for name, value in vars(optimizer).items():
+            if any(part.shape in shapes and id(part) not in held for part in _listed(value)):
+                raise _refused(type(optimizer).__name__, name, "is kept beside its state")
+
+
+def _blocks(optimizers: Optimizers, neurons: NeuronSlice | None) -> Iterator[tuple[str, Tensor, int, bool]]:
+    """Name, the neurons' block, the block's dimension of the neurons, and whether the state holds a copy of the weights."""
+    if neurons is None:
         return
-    for name, value in optimizer.state.get(parameter, {}).items():
+    for optimizer, state in optimizers.states(neurons.tensor):
+        for name, value, along in _owned(type(optimizer).__name__, state, neurons.tensor, neurons.dim):
+            yield name, neurons.block_of(value, along), along, _is_copy(name, value, neurons.tensor)
+
+
+def _is_copy(name: str, value: Any, parameter: Tensor) -> bool:
+    """Whether state equals or averages the weights; told by the name, and for names unknown here by the values."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or name in MAGNITUDES | MOMENTA:
+        return False
+    if name in COPIES:
+        return True
+    weights = parameter.detach().to(value.dtype)
+    return bool((value - weights).norm() < NEAR * weights.norm())
+
+
+def _owned(optimizer: str, state: dict[str, Any], parameter: Tensor, dim: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, tensor, and dimension of the neurons of the state that has entries per neuron. optimizer: the name of its class."""
+    for name, value in state.items():
+        if isinstance(value, (list, tuple, dict)) and _holds_tensors(value):
+            raise _refused(optimizer, name, f"is a {type(value).__name__} of tensors that mix all neurons")
         if name in WHOLE or not isinstance(value, Tensor) or (value.numel() <= 1 and value.shape != parameter.shape):
             continue
-        along = _neuron_dim(name, value, parameter, dim)
+        if type(value) not in (Tensor, nn.Parameter):
+            kind = "sharded" if hasattr(value, "device_mesh") else "quantised"
+            raise _refused(optimizer, name, f"is a {type(value).__name__}, {kind}")
+        along = _neuron_dim(optimizer, name, value, parameter, dim)
         if along is None:
             continue
         if not value.is_floating_point():
-            raise TypeError(
-                f"optimizer state {name!r} of {type(optimizer).__name__} is {value.dtype}: quantised state cannot be reset "
-                f"neuron by neuron; use an optimizer with floating-point state, or exclude these layers"
-            )
-        yield name, value, along, "mean" if name in MAGNITUDES else "zero"
+            raise _refused(optimizer, name, f"is {value.dtype}, quantised")
+        yield name, value, along
 
 
-def _neuron_dim(name: str, value: Tensor, parameter: Tensor, dim: int) -> int | None:
+def _listed(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in lists, and lists of lists."""
+    if isinstance(value, Tensor) and depth:
+        yield value
+    elif isinstance(value, (list, tuple)) and depth < 3:
+        for part in value:
+            yield from _listed(part, depth + 1)
+
+
+def _holds_tensors(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    return any(isinstance(part, Tensor) and part.numel() > 1 for part in parts)
+
+
+def _refused(optimizer: str, name: str, what: str) -> TypeError:
+    return TypeError(
+        f"optimizer state {name!r} of {optimizer} {what}: it cannot be reset neuron by neuron; use an optimizer with plain "
+        f"floating-point state of the parameter's shape, such as NeuroPlastic or AdamW, or exclude these layers"
+    )
+
+
+def _neuron_dim(optimizer: str, name: str, value: Tensor, parameter: Tensor, dim: int) -> int | None:
     """The dimension of `value` that counts the neurons, or None if its entries are shared between neurons."""
     if value.shape == parameter.shape:
         return dim
@@ -120,7 +200,4 @@ def _neuron_dim(name: str, value: Tensor, parameter: Tensor, dim: int) -> int | 
         return None if dim == dropped else dim - (dim > dropped)
     if value.ndim == parameter.ndim and all(s in (1, p) for s, p in zip(value.shape, parameter.shape, strict=True)):
         return dim if value.shape[dim] == parameter.shape[dim] else None
-    raise TypeError(
-        f"optimizer state {name!r} has shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}: it is not "
-        f"known which of it belongs to a single neuron; use an optimizer whose state has the parameter's shape"
-    )
+    raise _refused(optimizer, name, f"has shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}")

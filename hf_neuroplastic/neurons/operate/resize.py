@@ -20,7 +20,8 @@ from ..config import DropInConfig
 from ..decide.decisions import slots_needed
 from ..observe.hooks import is_watched
 from ..sites import Site, find_sites, inert_slots, require_ability, require_whole_site, select_sites
-from .optimizer_state import Cut, resize, resize_state, unwrap_optimizer
+from .optimizer_state import Cut, resize, resize_state
+from .optimizers import Optimizers
 
 
 def reserve(
@@ -62,8 +63,18 @@ def make_room(model: nn.Module, sites: Sequence[Site], config: DropInConfig) -> 
     active = [site.width - spare for site, spare in zip(sites, inert, strict=True)]
     short = [slots_needed(config, start) - spare for start, spare in zip(active, inert, strict=True)]
     if max(short) > 0:
+        refuse_adapters(model)
         reserve(model, max(short), layers=[site.name for site in sites])
     return active
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raises ValueError for a model with adapters (PEFT), whose widths no saved adapter could tell."""
+    if any(hasattr(part, "peft_config") or type(part).__name__ == "ModulesToSaveWrapper" for part in model.modules()):
+        raise ValueError(
+            "extra_neurons would add neurons to a model with adapters (PEFT), and the saved adapter would fit no stock model: "
+            "merge the adapters first (merge_and_unload), or leave extra_neurons at None"
+        )
 
 
 def compact(model: nn.Module, *, optimizer: Any = None) -> int:
@@ -111,7 +122,7 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
     """Keeps the slots `kept` of each site and appends `added` slots in reserve."""
     if is_watched(model):
         raise RuntimeError("a DropIn watches this model; call its unpatch() before the widths change")
-    inner = None if optimizer is None else unwrap_optimizer(optimizer)
+    optimizers = Optimizers(optimizer)
     changes = [(site, kept, added) for site, kept, added in changes if added or len(kept) != site.width]
     tensors: dict[int, Tensor] = {}
     cuts: dict[int, list[Cut]] = {}
@@ -121,13 +132,13 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
             tensors[id(neuron_slice.tensor)] = neuron_slice.tensor
             cuts.setdefault(id(neuron_slice.tensor), []).append(Cut(neuron_slice.dim, kept, added))
     # Whatever cannot be resized is refused before the first tensor changes.
-    states = {key: resize_state(inner, tensor, cuts[key]) for key, tensor in tensors.items()}
+    states = {key: resize_state(optimizers, tensor, cuts[key]) for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         for cut in cuts[key]:
             tensor.data = resize(tensor.data, cut)
         tensor.grad = None
-        if inner is not None and states[key]:
-            inner.state[tensor].update(states[key])
+        for state, resized in states[key]:
+            state.update(resized)
     for site, kept, added in changes:
         site.declare_width(len(kept) + added)
         for config in site.configs:

@@ -33,7 +33,7 @@ def plasticity_factors(age: Tensor, fresh: Tensor, config: DropInConfig) -> Tens
 
 
 class StepFactors:
-    """The factors of all sites' neurons, in the hands of one optimizer at a time.
+    """The factors of all sites' neurons, in the hands of the optimizers that train them.
 
     Args:
         watched: sites whose neurons can be separated (see sites.require_abilities): a parameter has one dimension of neurons.
@@ -42,39 +42,53 @@ class StepFactors:
 
     def __init__(self, watched: Sequence[WatchedSite], all_neurons: NeuronStatistics, config: DropInConfig) -> None:
         self.sites, self.all_neurons, self.config = [known.site for known in watched], all_neurons, config
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizers: list[torch.optim.Optimizer] = []  # those that hold factors
+        self._given: list[torch.optim.Optimizer] = []
         self._values = self._factors()
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives the factors to `optimizer`, and takes them from the one that had them before.
+    def attach(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Gives the factors to the optimizers that train the neurons, and takes them from those that had them before.
 
         Raises:
-            TypeError: an optimizer without factors per neuron.
+            TypeError: a weight is trained by an optimizer without factors per neuron.
         """
-        if optimizer is self.optimizer:
+        if self.optimizers and list(map(id, optimizers)) == list(map(id, self._given)):
             return
-        if not isinstance(getattr(optimizer, "neuron_factors", None), dict):
+        if not optimizers:
             raise TypeError(
-                f"young_plasticity and old_plasticity scale the steps of NeuroPlastic, and {type(optimizer).__name__} has no "
-                f"factors per neuron; train with hf_neuroplastic.NeuroPlastic, or leave both at 1"
+                "optimizer must be a torch.optim.Optimizer, got None: without one young_plasticity and old_plasticity scale no "
+                "step; pass NeuroPlastic to DropIn.step, or leave both at 1"
             )
+        trains = {id(tensor): each for each in optimizers for group in each.param_groups for tensor in group["params"]}
+        for site in self.sites:
+            for weight in site.weights:
+                optimizer = trains.get(id(weight))
+                if optimizer is not None and not isinstance(getattr(optimizer, "neuron_factors", None), dict):
+                    raise TypeError(
+                        f"young_plasticity and old_plasticity scale the steps of NeuroPlastic, and "
+                        f"{type(optimizer).__name__} has no factors per neuron; train with hf_neuroplastic.NeuroPlastic, or "
+                        f"leave both at 1"
+                    )
         self.detach()
         self._values = self._factors().to(self.sites[0].weights[0].device)
         for parameter, factor in self._per_parameter():
-            optimizer.neuron_factors[parameter] = factor  # type: ignore[attr-defined]
-        self.optimizer = optimizer
+            held = getattr(trains.get(id(parameter)), "neuron_factors", None)
+            if held is not None:
+                held[parameter] = factor
+                self.optimizers.append(trains[id(parameter)])
+        self._given = list(optimizers)
 
     def update(self) -> None:
         """Brings the factors to the neurons' present ages, in place and without a synchronisation."""
-        if self.optimizer is not None:
+        if self.optimizers:
             self._values.copy_(self._factors())
 
     def detach(self) -> None:
-        """Leaves the optimizer as it was before `attach`."""
-        if self.optimizer is not None:
-            for parameter, _ in self._per_parameter():
-                self.optimizer.neuron_factors.pop(parameter, None)  # type: ignore[attr-defined]
-        self.optimizer = None
+        """Leaves the optimizers as they were before `attach`."""
+        for parameter, _ in self._per_parameter():
+            for optimizer in self.optimizers:
+                optimizer.neuron_factors.pop(parameter, None)  # type: ignore[attr-defined]
+        self.optimizers, self._given = [], []
 
     def _factors(self) -> Tensor:
         return plasticity_factors(self.all_neurons.age, self.all_neurons.fresh, self.config)

@@ -13,8 +13,9 @@ from neuroplastic_kernels import Incoming, Init, NeuronTensors, StateSlice, neur
 from ..config import DropInConfig
 from ..decide.decisions import Action, Decision
 from ..observe.statistics import WatchedSite
-from ..sites import Site, require_ability
-from .optimizer_state import state_slices
+from ..sites import NeuronSlice, Site, require_ability
+from .optimizer_state import copies_of, followers, state_slices
+from .optimizers import Optimizers
 
 
 def apply_decisions(
@@ -23,7 +24,7 @@ def apply_decisions(
     scores: Sequence[Tensor],
     *,
     config: DropInConfig,
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Optimizers,
     event: int,
     workspace: dict[Any, Any] | None = None,
 ) -> list[Tensor]:
@@ -31,7 +32,8 @@ def apply_decisions(
 
     REPLACE gives the masked neurons fresh weights by `config.init` and `config.outgoing`; GROW activates slots in reserve
     with fresh incoming and zero outgoing weights; PRUNE silences neurons, folds their mean output into `down.bias` and puts
-    them in reserve. In every case their optimizer state returns to its initial value and their statistics are forgotten.
+    them in reserve. In every case their optimizer state returns to its initial value, or follows the weights where it is a
+    copy of them, and their statistics are forgotten. Biases that do not learn stay as they are.
 
     Everything that can be refused is refused before the first tensor is written.
 
@@ -56,13 +58,18 @@ def apply_decisions(
         for known, decision in zip(watched, decisions, strict=True)
     ]
     tensors = [
-        _neuron_tensors(known, mask, score, manner, optimizer, index)
+        _neuron_tensors(known, mask, score, manner, optimizers, index)
         for index, (known, mask, score) in enumerate(zip(watched, masks, scores, strict=True))
     ]
     unheard = [_unheard_inputs(known.site, mask, manner) for known, mask in zip(watched, masks, strict=True)]
+    copies = [
+        [each for neurons in _learning(known.site.slices, optimizers) for each in followers(optimizers, neurons)]
+        for known in watched
+    ]
+    biases = [_copied_biases(known.site, optimizers) for known in watched]
     if manner.outgoing == "zero":
         for known, mask in zip(watched, masks, strict=True):
-            _fold_mean_output(known.site, mask, known.statistics.mean_output)
+            _fold_mean_output(known.site, mask, known.statistics.mean_output, optimizers)
     neuron_reinit(
         tensors,
         init=manner.init,
@@ -73,9 +80,13 @@ def apply_decisions(
         workspace=workspace,
         backend=config.backend,
     )
-    for known, mask, entries in zip(watched, masks, unheard, strict=True):
+    for known, mask, entries, copied, shifted in zip(watched, masks, unheard, copies, biases, strict=True):
         if entries is not None:
             known.site.up.weight.detach().masked_fill_(entries, 0.0)
+        for follower in copied:
+            follower.follow(mask)
+        for copy, bias, before in shifted:
+            copy.add_((bias.detach() - before).to(copy.dtype))
         known.statistics.forget(mask)
         if action is Action.GROW:
             known.statistics.active |= mask
@@ -124,7 +135,7 @@ def _neuron_tensors(
     mask: Tensor,
     score: Tensor,
     manner: _Manner,
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Optimizers,
     index: int,
 ) -> NeuronTensors:
     site, statistics = known.site, known.statistics
@@ -132,25 +143,36 @@ def _neuron_tensors(
     # New neurons should not take after the useless ones that this event's budget left in place.
     healthy = survivors & (score > manner.threshold)
     linear = site.down if isinstance(site.down, nn.Linear) else None
-    folds = linear is not None and linear.bias is not None and linear.bias.requires_grad
+    folds = linear is not None and linear.bias is not None and optimizers.train([linear.bias])
+    incoming = (
+        (weight, bias if bias is not None and optimizers.train([bias.tensor]) else None)
+        for weight, bias in site.incoming
+    )
     return NeuronTensors(
-        incoming=tuple(Incoming(weight.view, None if bias is None else bias.view) for weight, bias in site.incoming),
+        incoming=tuple(Incoming(weight.view, None if bias is None else bias.view) for weight, bias in incoming),
         down_weight=None if linear is None else linear.weight.detach(),
         down_bias=site.down.bias.detach() if folds else None,
         mask=mask,
         survivors=torch.where(healthy.any(), healthy, survivors),
         mean_output=statistics.mean_output,
         donors=_donors(mask, survivors, score) if manner.init == "split" else None,
-        state=tuple(_slices(site, manner, optimizer)),
+        state=tuple(_slices(site, manner, optimizers)),
         site=index,
     )
 
 
-def _slices(site: Site, manner: _Manner, optimizer: torch.optim.Optimizer | None) -> Iterator[StateSlice]:
+def _learning(slices: Sequence[NeuronSlice], optimizers: Optimizers) -> Iterator[NeuronSlice]:
+    """Those of parameters that learn, and all those of buffers."""
+    for neurons in slices:
+        if not isinstance(neurons.tensor, nn.Parameter) or optimizers.train([neurons.tensor]):
+            yield neurons
+
+
+def _slices(site: Site, manner: _Manner, optimizers: Optimizers) -> Iterator[StateSlice]:
     """The optimizer state of the neurons, and those of their weights that a NeuronTensors has no name for."""
-    for neuron_slice in site.slices:
-        yield from state_slices(optimizer, neuron_slice)
-    for neuron_slice in site.others:
+    for neuron_slice in _learning(site.slices, optimizers):
+        yield from state_slices(optimizers, neuron_slice)
+    for neuron_slice in _learning(site.others, optimizers):
         yield StateSlice(neuron_slice.view, neuron_slice.dim, "zero" if manner.silent else neuron_slice.fill)
     if manner.outgoing == "zero":
         for neuron_slice in site.outgoing:
@@ -165,10 +187,17 @@ def _donors(mask: Tensor, survivors: Tensor, score: Tensor) -> Tensor:
     return strongest[rank]
 
 
-def _fold_mean_output(site: Site, mask: Tensor, mean_output: Tensor) -> None:
+def _copied_biases(site: Site, optimizers: Optimizers) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The optimizers' copies of the biases behind the neurons, with the bias and the value that it has now."""
+    biases = [site.down.bias, *(into for _, into, _ in site.folds)]
+    parameters = {id(bias): bias for bias in biases if isinstance(bias, nn.Parameter)}.values()
+    return [(copy, bias, bias.detach().clone()) for bias in parameters for copy in copies_of(optimizers, bias)]
+
+
+def _fold_mean_output(site: Site, mask: Tensor, mean_output: Tensor, optimizers: Optimizers) -> None:
     """Adds the mean contribution of the masked neurons to what lies behind them, where that is no Linear's bias."""
     for weight, into, sign in site.folds:
-        if isinstance(into, nn.Parameter) and not into.requires_grad:
+        if isinstance(into, nn.Parameter) and not optimizers.train([into]):
             continue
         gone = torch.where(mask, mean_output, 0.0).to(torch.promote_types(weight.dtype, torch.float32))
         taps = weight.detach().to(gone.dtype).flatten(2).sum(2) if weight.ndim > 2 else weight.detach().to(gone.dtype)

@@ -20,15 +20,15 @@ def scale_synapses(
     *,
     workspace: dict[Any, Any] | None = None,
 ) -> None:
-    """One step of synaptic scaling of all sites, in place, by `config`; frozen sites are left alone.
+    """One step of synaptic scaling of all sites that learn, in place, by `config`.
 
     Args:
         all_neurons: the statistics of all sites side by side.
         workspace: a dict to keep between calls, in which the fused form holds what need not be prepared anew.
     """
     starts = accumulate((known.site.width for known in watched), initial=0)
-    pairs = zip((known.site for known in watched), starts, strict=False)
-    trained = [(site.up.weight.detach(), start) for site, start in pairs if site.trainable]
+    pairs = zip(watched, starts, strict=False)
+    trained = [(known.site.up.weight.detach(), start) for known, start in pairs if known.learns]
     synaptic_scale(
         [weight for weight, _ in trained],
         [start for _, start in trained],

@@ -1,4 +1,4 @@
-"""The widths of a run that is resumed, for a model that may not have them yet, or not in its weights."""
+"""Widths and weights that belong together: of a run that is resumed, and after other weights were put into the model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..sites import Site
+from ..observe.statistics import WatchedSite
+from ..sites import Site, inert_slots
 from .resize import reserve
 
 
@@ -40,6 +42,30 @@ def refuse_other_widths(model: nn.Module, sites: Sequence[Site]) -> RemovableHan
     return model.register_load_state_dict_pre_hook(partial(_check_widths, sites))
 
 
+def reconcile(watched: Sequence[WatchedSite], *, to_sleep: bool = True) -> None:
+    """Brings the activity of neurons to what the weights say: a slot whose parameters are all 0 is in reserve, others active.
+
+    A rollback, the best checkpoint or an EMA copy may have put other weights there. What was known of a neuron that woke up is
+    forgotten. to_sleep: False leaves active what is 0, as where the weights of a state are loaded only after the state.
+    """
+    for known in watched:
+        if known.site.refusal("be silenced") is not None:
+            continue
+        live, statistics = ~inert_slots(known.site), known.statistics
+        statistics.begin_anew(live & ~statistics.active)
+        statistics.active.copy_(live if to_sleep else live | statistics.active)
+
+
+def reconcile_after_load(model: nn.Module, watched: Sequence[WatchedSite]) -> RemovableHandle:
+    """From now on `model.load_state_dict` ends with `reconcile`. The returned handle's `remove()` ends it."""
+    return model.register_load_state_dict_post_hook(partial(_reconcile, watched))
+
+
+@torch.no_grad()
+def _reconcile(watched: Sequence[WatchedSite], *_: Any) -> None:
+    reconcile(watched)
+
+
 def _check_widths(sites: Sequence[Site], module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     names = {id(parameter): prefix + name for name, parameter in module.named_parameters()}
     for site in sites:
@@ -52,3 +78,6 @@ def _check_widths(sites: Sequence[Site], module: nn.Module, state_dict: dict[str
                 f"a run that grew, pass DropInCallback(config, resume_from=checkpoint), or make the DropIn by "
                 f"resume_dropin(model, checkpoint)"
             )
+
+
+HOOKS = (_check_widths, _reconcile)

@@ -55,6 +55,11 @@ def require_whole(name: str, layer: nn.Module) -> None:
                 f"a weight of {name!r} is sharded (FSDP or ZeRO-3), and DropIn needs whole neurons; train data-parallel (DDP), "
                 f"or without DropIn"
             )
+        if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
+            raise TypeError(
+                f"a weight of {name!r} is a {type(weight).__name__}, quantised or of another form: its neurons can be neither "
+                f"watched nor replaced; use DropIn on a model in floating point"
+            )
         if not isinstance(weight, nn.Parameter):
             raise TypeError(
                 f"a weight of {name!r} is recomputed from other parameters (weight_norm, spectral_norm, pruning), so a change "

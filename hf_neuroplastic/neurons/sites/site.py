@@ -141,6 +141,12 @@ class Site:
         return tuple({id(tensor): tensor for tensor in tensors}.values())
 
     @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """All parameters of the neurons, each once."""
+        tensors = [neuron_slice.tensor for neuron_slice in self.slices]
+        return tuple({id(tensor): tensor for tensor in tensors if isinstance(tensor, nn.Parameter)}.values())
+
+    @property
     def trainable(self) -> bool:
         """Whether new neurons can learn: no weight is frozen."""
         return all(weight.requires_grad for weight in self.weights)

@@ -221,13 +221,13 @@ def test_the_encoder_counts_its_own_frames_whatever_stands_around_it():
             assert set(sums[TOKENS].tolist()) == {40.0 if site.name.startswith("decoder") else float(frames)}
 
 
-def test_outputs_without_gradient_and_evaluation_are_not_recorded():
+def test_outputs_without_gradient_are_not_recorded_and_those_of_evaluation_mode_are():
     model = tiny_mlp()
     dropin = DropIn(model)
     dropin.sites[0].watched(torch.randn(4, 10))
     for training in (True, False, True):
         model.train(training)(torch.randn(4, 6)).sum().backward()
-    assert dropin.statistics[0].sums[TOKENS].tolist() == [8.0] * 10
+    assert dropin.statistics[0].sums[TOKENS].tolist() == [12.0] * 10
 
 
 def test_an_overflow_spoils_its_own_step_and_no_other():

@@ -1,5 +1,7 @@
 """Reborn neurons carry initial optimizer state; every other element keeps its bits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import tiny_batch, tiny_mlp, tiny_model
@@ -8,7 +10,8 @@ from transformers import Adafactor
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
-from hf_neuroplastic.neurons.operate.optimizer_state import MAGNITUDES, state_slices, unwrap_optimizer
+from hf_neuroplastic.neurons.operate.optimizer_state import MAGNITUDES, state_slices
+from hf_neuroplastic.neurons.operate.optimizers import Optimizers
 from hf_neuroplastic.neurons.sites import NeuronSlice
 
 OPTIMIZERS = {
@@ -94,23 +97,122 @@ def test_the_first_step_of_a_reborn_neuron_is_no_longer_than_its_neighbours(make
     assert moved[:, CHOSEN].max() <= 3e-2 or isinstance(optimizer, torch.optim.SGD)
 
 
-def test_wrappers_are_looked_through():
+class Lookahead(torch.optim.Optimizer):
+    """As wrappers are written that hold an optimizer and slow weights of their own."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, {})
+        self.optimizer, self.param_groups = base, base.param_groups
+
+    def step(self, closure=None):
+        loss = self.optimizer.step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                slow = self.state[p].setdefault("slow_buffer", p.detach().clone())
+                slow.lerp_(p.detach(), 0.5)
+                p.detach().copy_(slow)
+        return loss
+
+
+def accelerated(params):
     from accelerate import Accelerator
 
-    optimizer = torch.optim.SGD(tiny_mlp().parameters(), lr=0.1)
-    wrapped = Accelerator(cpu=True).prepare_optimizer(optimizer)
-    assert wrapped is not optimizer
-    assert unwrap_optimizer(wrapped) is optimizer
-    assert unwrap_optimizer(optimizer) is optimizer
-    with pytest.raises(TypeError, match=r"torch.optim.Optimizer.*float"):
-        unwrap_optimizer(1.0)
+    return Accelerator(cpu=True).prepare_optimizer(torch.optim.AdamW(params, lr=1e-2))
+
+
+WRAPPERS = {
+    "accelerate": accelerated,
+    "lookahead": lambda p: Lookahead(torch.optim.AdamW(p, lr=1e-2)),
+    "lookahead in accelerate": lambda p: Lookahead(accelerated(p).optimizer),
+    "a list": lambda p: _halves(list(p)),
+    "a list of wrappers": lambda p: [Lookahead(each) for each in _halves(list(p))],
+}
+
+
+def _halves(params):
+    return [torch.optim.AdamW(params[:1], lr=1e-2), torch.optim.AdamW(params[1:], lr=1e-2)]
+
+
+def _inside(optimizer):
+    parts = optimizer if isinstance(optimizer, list) else [optimizer]
+    return [getattr(part, "optimizer", part) for part in parts]
+
+
+def _steps(model, dropin, optimizer, count):
+    parts = optimizer if isinstance(optimizer, list) else [optimizer]
+    for _ in range(count):
+        model(torch.randn(8, 6)).square().sum().backward()
+        for part in parts:
+            part.step()
+        model.zero_grad()
+        dropin.step(optimizer)
+
+
+@pytest.mark.parametrize("make", WRAPPERS.values(), ids=WRAPPERS)
+def test_state_is_reset_through_wrappers_and_in_every_optimizer(make):
+    model = tiny_mlp()
+    dropin, optimizer = DropIn(model, DropInConfig(stop=None)), make(model.parameters())
+    _steps(model, dropin, optimizer, 3)
+    dropin.apply([Decision(Action.REPLACE, _mask())], optimizer)
+    for tensor, dim in ((model[0].weight, 0), (model[0].bias, 0), (model[2].weight, 1)):
+        (state,) = [one.state[tensor] for one in _inside(optimizer) if one.state.get(tensor)]
+        moments = state["exp_avg"].movedim(dim, 0)
+        assert not moments[CHOSEN].any()
+        assert moments[[0, 2, 3]].all()
+        for part in optimizer if isinstance(optimizer, list) else [optimizer]:
+            slow = part.state.get(tensor, {}).get("slow_buffer")
+            if slow is not None:
+                assert torch.equal(slow, tensor)
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match=r"torch.optim.Optimizer, wrap one, or be a list of these, got float"):
+        Optimizers(1.0)
+    assert Optimizers(None).found == []
+
+
+COPYING = {
+    "asgd": (lambda p: torch.optim.ASGD(p, lr=1e-3), "ax"),
+    "unknown name": (lambda p: Copying(p, lr=1e-3), "best"),
+}
+
+
+class Copying(torch.optim.SGD):
+    """State of a name that nobody knows, which averages the weights."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            average = self.state[p].setdefault("best", p.detach().clone())
+            average.lerp_(p.detach(), 0.1)
+
+
+@pytest.mark.parametrize(("make", "name"), COPYING.values(), ids=COPYING)
+def test_state_that_averages_the_weights_follows_the_new_ones(make, name):
+    model, dropin, optimizer = _trained(make, steps=20)
+    bias, average = model[2].bias.detach().clone(), optimizer.state[model[2].bias][name].clone()
+    kept = optimizer.state[model[0].weight][name].clone()
+    dropin.apply([Decision(Action.REPLACE, _mask())], optimizer)
+    mask = _mask()
+    assert torch.equal(optimizer.state[model[0].weight][name][mask], model[0].weight[mask])
+    assert torch.equal(optimizer.state[model[0].weight][name][~mask], kept[~mask])
+    assert not optimizer.state[model[2].weight][name][:, mask].any()
+    shift = model[2].bias.detach() - bias
+    assert shift.any()
+    torch.testing.assert_close(optimizer.state[model[2].bias][name] - average, shift)
+
+
+class Subclass(torch.Tensor):
+    """As torchao and FSDP keep state."""
 
 
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (torch.zeros(10, 6, dtype=torch.uint8), r"'m'.*uint8.*floating-point"),
-        (torch.zeros(4, 15), r"'m'.*\(4, 15\).*\(10, 6\)"),
+        (torch.zeros(10, 6, dtype=torch.uint8), r"'m' of AdamW is torch.uint8, quantised.*floating-point"),
+        (torch.zeros(4, 15), r"'m' of AdamW has shape \(4, 15\) for a parameter of shape \(10, 6\)"),
+        (torch.zeros(10, 6).as_subclass(Subclass), r"'m' of AdamW is a Subclass, quantised"),
+        ([torch.zeros(10, 10), torch.zeros(6, 6)], r"'m' of AdamW is a list of tensors that mix all neurons"),
     ],
 )
 def test_state_that_cannot_be_reset_is_refused_before_anything_changes(state, words):
@@ -122,11 +224,74 @@ def test_state_that_cannot_be_reset_is_refused_before_anything_changes(state, wo
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Kept(torch.optim.SGD):
+    """Slow weights in an attribute of its own."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=1e-2)
+        self.slow = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: torch.optim.LBFGS(p, max_iter=1), "LBFGS keeps one state for all parameters"),
+        (Kept, "'slow' of Kept is kept beside its state"),
+        (lambda p: NeuroPlastic(p, state_bits=8), "8-bit optimizer state"),
+    ],
+)
+def test_optimizers_that_cannot_be_reset_are_refused_at_the_first_step(make, words):
+    model = tiny_mlp()
+    dropin, optimizer = DropIn(model, DropInConfig(stop=None)), make(model.parameters())
+    model(torch.randn(8, 6)).square().sum().backward()
+    optimizer.step(lambda: torch.zeros(()))
+    with pytest.raises(TypeError, match=words):
+        dropin.step(optimizer)
+    assert dropin.step_count == 0
+
+
+def test_flattened_parameters_are_named():
+    model = tiny_mlp()
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    wrapper = SimpleNamespace(optimizer=SimpleNamespace(optimizer=torch.optim.AdamW([flat])))
+    with pytest.raises(ValueError, match=r"trains no parameter of the watched layers.*DeepSpeed's ZeRO"):
+        DropIn(model, DropInConfig(stop=None)).step(wrapper)
+
+
+def test_layers_and_biases_that_no_optimizer_holds_stay_with_a_word(caplog):
+    model = nn.ModuleDict({"one": tiny_mlp(), "two": tiny_mlp(), "three": tiny_mlp()})
+    kept = [*model["one"].parameters(), model["two"][0].bias]
+    optimizer = NeuroPlastic([p for p in model.parameters() if not any(p is k for k in kept)], lr=1e-2)
+    dropin = DropIn(model, DropInConfig(interval=1, maturity=0, max_fraction=0.2, threshold=float("inf"), stop=None))
+    before = [p.detach().clone() for p in kept]
+    for _ in range(3):
+        sum(part(torch.randn(8, 6)).square().sum() for part in model.values()).backward()
+        optimizer.step()
+        model.zero_grad()
+        dropin.step(optimizer)
+    assert [int(count) for count in dropin.replaced] == [0, 6, 6]
+    assert all(torch.equal(p, old) for p, old in zip(kept, before, strict=True))
+    assert caplog.text.count("neurons of one.0 stay as they are") == 1
+    assert caplog.text.count("normalization of two.0 stay as they are") == 1
+
+
+def test_a_layer_that_is_unfrozen_later_is_named_once(caplog):
+    model = nn.ModuleDict({"one": tiny_mlp(), "two": tiny_mlp()})
+    model["one"].requires_grad_(False)
+    dropin, optimizer = DropIn(model, DropInConfig(stop=None)), NeuroPlastic(model.parameters(), lr=1e-2)
+    for step in range(3):
+        model["one"].requires_grad_(step > 0)
+        sum(part(torch.randn(8, 6)).square().sum() for part in model.values()).backward()
+        optimizer.step()
+        dropin.step(optimizer)
+    assert caplog.text.count("one.0 was frozen when DropIn was made") == 1
+
+
 def test_parameters_without_state_or_optimizer_have_no_slices():
     parameter = nn.Parameter(torch.zeros(3, 2))
-    assert state_slices(None, NeuronSlice(parameter)) == ()
-    assert state_slices(torch.optim.Adam([parameter]), NeuronSlice(parameter)) == ()
-    assert state_slices(torch.optim.Adam([parameter]), None) == ()
+    assert state_slices(Optimizers(None), NeuronSlice(parameter)) == ()
+    assert state_slices(Optimizers(torch.optim.Adam([parameter])), NeuronSlice(parameter)) == ()
+    assert state_slices(Optimizers(torch.optim.Adam([parameter])), None) == ()
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "ast"])

@@ -139,7 +139,7 @@ def test_channels_of_convolutions_have_factors_too():
     ("make", "words"),
     [
         (lambda p: torch.optim.AdamW(p), r"young_plasticity and old_plasticity.*AdamW.*train with .*NeuroPlastic"),
-        (lambda p: None, "optimizer must be a torch.optim.Optimizer.*NoneType"),
+        (lambda p: None, "optimizer must be a torch.optim.Optimizer, got None"),
     ],
 )
 def test_an_optimizer_without_factors_is_refused_at_the_first_step(make, words):

@@ -35,10 +35,10 @@ def test_every_neuron_goes_by_its_own_activity(target):
         torch.testing.assert_close(known.site.up.weight.detach(), old * scale.unsqueeze(1))
 
 
-def test_frozen_sites_and_slots_in_reserve_are_left_alone():
+def test_sites_that_do_not_learn_and_slots_in_reserve_are_left_alone():
     watched, all_neurons = _observed(tiny_model("ast"))
     frozen, other = watched
-    frozen.site.up.weight.requires_grad_(False)
+    frozen.learns = False
     other.statistics.active[3] = False
     before = [known.site.up.weight.detach().clone() for known in watched]
     scale_synapses(watched, all_neurons, DropInConfig(synaptic_lr=0.01))
