@@ -137,8 +137,12 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The index as it is, and the DropIn's state dict."""
     index, data = _read_pair(folder)
     sites: dict[str, dict[str, torch.Tensor]] = {name: {} for name in index["sites"]}
-    for key, tensor in load(data).items():
-        site, name = key.rsplit("/", 1)
+    try:
+        tensors = load(data)
+    except Exception as error:  # safetensors has an error class of its own
+        raise SideFileError(f"{folder / TENSOR_FILE} is damaged: {error}; resume from an earlier checkpoint") from None
+    for key, tensor in tensors.items():
+        site, _, name = key.rpartition("/")
         sites.setdefault(site, {})[name] = tensor
     return index, {**{name: index[name] for name in ("step_count", "events", "start_widths")}, "sites": sites}
 

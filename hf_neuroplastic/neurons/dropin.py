@@ -16,7 +16,7 @@ from .dropin_state import checked_state, require_same_widths
 from .observe import fused_forward
 from .observe.health import neuron_health
 from .observe.hooks import Observer, observe
-from .observe.padding import FrameMask
+from .observe.padding import FrameMask, FrameMasks
 from .observe.statistics import NeuronStatistics, reduce_sums, watched_sites
 from .operate.optimizer_state import require_resettable
 from .operate.optimizers import Optimizers, agree, checked_optimizers
@@ -165,6 +165,11 @@ class DropIn:
     def discard(self) -> None:
         """Forgets what was seen since the last `step`, as after a backward pass that ran out of memory and is tried again."""
         self._all.discard()
+        self._forget_passes()
+
+    def _forget_passes(self) -> None:
+        for observer in self._observers:
+            observer.masks.forget()
 
     @torch.no_grad()
     def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
@@ -204,6 +209,7 @@ class DropIn:
         if optimizers.found or not self._factors.optimizers:
             self.scale_steps(optimizer)
         self.step_count += 1
+        self._forget_passes()
         if self._observers[0].enabled:
             scale = optimizers.loss_scale() if gradient_scale is None else gradient_scale
             reduce_sums(self._all.sums)
@@ -372,7 +378,7 @@ def unpatch(model: nn.Module) -> None:
     for module in model.modules():
         fused_forward.remove(module)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask))]:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, (Observer, FrameMask, FrameMasks))]:
                 del hooks[key]
         for hooks in (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):
             for key in [key for key, hook in hooks.items() if getattr(_bare(hook), "func", None) in HOOKS]:

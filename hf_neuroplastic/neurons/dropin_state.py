@@ -43,11 +43,14 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
     if (
         not isinstance(start_widths, list)
         or len(start_widths) != len(own)
-        or any(type(n) is not int for n in start_widths)
+        or any(type(n) is not int or n < 0 for n in start_widths)
     ):
-        raise ValueError(f"state['start_widths'] must be {len(own)} ints, one per site, got {start_widths!r}")
+        raise ValueError(f"state['start_widths'] must be {len(own)} ints of at least 0, one per site, got {start_widths!r}")
     groups = [dict(state["sites"][name]) for name in own]
     replaced = [group.pop("replaced", torch.zeros((), dtype=torch.int64)).clone() for group in groups]
+    for name, count in zip(own, replaced, strict=True):
+        if count.dtype != torch.int64 or count.ndim or count < 0:
+            raise ValueError(f"site {name!r}: replaced must be one int64 of at least 0, got {count}")
     widths = [group["age"].numel() if "age" in group else 0 for group in groups]
     all_neurons = NeuronStatistics.unknown(sum(widths))
     for name, known, group in zip(own, all_neurons.split(widths), groups, strict=True):

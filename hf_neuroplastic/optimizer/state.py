@@ -12,6 +12,7 @@ from neuroplastic_kernels import SUMS, eight_bit, is_flat, state_dtype
 from .options import check_options
 
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
+AT_LEAST_ZERO = ("exp_avg_sq", "trace", "scales")
 ADAM_S_OWN = frozenset(
     {"amsgrad", "foreach", "capturable", "differentiable", "fused"}
 )  # options of torch's Adam and AdamW
@@ -49,6 +50,7 @@ def matched_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> Iterator[
         entry = state_dict["state"].get(key)
         if entry:
             check_entry(key, param, entry)
+            check_values(key, entry)
             yield param, {name: value for name, value in entry.items() if not (of_adam and name == "sums")}
 
 
@@ -78,6 +80,20 @@ def check_entry(key: Any, param: Tensor, entry: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name} of parameter {key} has shape {tuple(entry[name].shape)} where {shape} is needed; build the optimizer "
                 "over the model the state was saved with"
+            )
+
+
+def check_values(key: Any, entry: dict[str, Any]) -> None:
+    """Raises ValueError where the saved state of one parameter holds numbers that no training leaves."""
+    for name in ("step", "skipped", "exp_avg", *AT_LEAST_ZERO):
+        value = torch.as_tensor(entry.get(name, 0.0))
+        if not value.is_floating_point():
+            continue  # codes of 8 bits, of which every one means a number
+        bad = ~torch.isfinite(value) | ((value < 0) if name != "exp_avg" else torch.zeros_like(value, dtype=torch.bool))
+        if bad.any():
+            raise ValueError(
+                f"{name} of parameter {key} holds {int(bad.sum())} values that are infinite, NaN or below 0: the file is "
+                "damaged, or the training had diverged; go on from an earlier checkpoint, or with a new optimizer"
             )
 
 

@@ -46,15 +46,48 @@ class FrameMasks:
     Args:
         masks: theirs.
         resampled: whether tokens may be fewer than a mask says, as where the front end of a speech model shortens its input.
+        layer: the layer of a stack around the site.
     """
 
-    def __init__(self, masks: Sequence[FrameMask], resampled: bool) -> None:
+    def __init__(self, masks: Sequence[FrameMask], resampled: bool, layer: nn.Module | None = None) -> None:
         self._masks, self._resampled, self._warned = masks, resampled, False
+        self._layer, self._input = layer, 0
+        self._passes: dict[int, list[Tensor | None]] = {}  # by the address of what the layer was given
+        self._again: list[Tensor | None] | None = None
+        self._entries = {layer}  # and the modules in the layer that take the layer's input
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The forward pre-hook of the layer around the site and of the modules right inside it.
+
+        Keeps the masks of every pass for gradient checkpointing: a layer that is checkpointed runs again in the backward pass,
+        when another pass of the model may have left its masks. The input of the layer is then the same memory.
+        """
+        if torch.compiler.is_compiling():
+            return
+        given = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(given, Tensor):
+            return
+        place = given.data_ptr()
+        if torch._C._current_graph_task_id() != -1:  # in a backward pass
+            if module in self._entries:
+                self._again = self._passes.get(place)
+            return
+        self._again = None
+        if module is self._layer:
+            self._input, self._passes[place] = place, [known.on(given.device) for known in self._masks]
+        elif place == self._input:
+            self._entries.add(module)
+
+    def forget(self) -> None:
+        """Ends a step."""
+        self._passes.clear()
+        self._again = None
 
     def at(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
         """[batch, frames] bool for tokens of this shape, True where one counts, or None if every token does."""
         batch, frames = shape
-        given = [mask for mask in (known.on(device) for known in self._masks) if mask is not None]
+        masks = (known.on(device) for known in self._masks) if self._again is None else self._again
+        given = [mask for mask in masks if mask is not None]
         for mask in given:
             if mask.shape == (batch, frames):
                 return mask.bool()
@@ -72,23 +105,35 @@ class FrameMasks:
         return None
 
 
-def frame_masks(model: nn.Module, names: Sequence[str]) -> tuple[list[FrameMasks], list[tuple[nn.Module, FrameMask]]]:
-    """What tells the tokens of the sites at the paths `names`, and the hooks it needs: which module takes which.
+def frame_masks(model: nn.Module, names: Sequence[str]) -> tuple[list[FrameMasks], list[tuple[nn.Module, Any]]]:
+    """What tells the tokens of the sites at the paths `names`, and the hooks needed for that: which module takes which.
 
     The mask of the user's batch seldom reaches a feed-forward layer as it was; a speech model, for one, turns it from samples
     into frames. So a site listens to its whole model of transformers, and to the parts of that down to its stack of layers.
     The layers themselves are given masks in the form that attention wants.
     """
     hooks: dict[nn.Module, FrameMask] = {}
-    chains = []
+    chains, layers = [], []
     for name in names:
         modules = list(_around(model, name))
         takers = [module for module in reversed(modules) if _takes_mask(module)]
         for module in takers:
             hooks.setdefault(module, FrameMask(module))
         resampled = any(hasattr(module, "_get_feat_extract_output_lengths") for module in modules)
-        chains.append(FrameMasks([hooks[module] for module in takers], resampled))
-    return chains, list(hooks.items())
+        layer = _layer_around(model, name) if takers else None
+        chains.append(FrameMasks([hooks[module] for module in takers], resampled, layer))
+        layers += [] if layer is None else [(part, chains[-1]) for part in (layer, *layer.children())]
+    return chains, [*hooks.items(), *layers]
+
+
+def _layer_around(model: nn.Module, name: str) -> nn.Module | None:
+    """The layer of a stack in which the site at `name` is: what gradient checkpointing runs again."""
+    module: nn.Module = model
+    for part in name.split(".") if name else []:
+        parent, module = module, getattr(module, part)
+        if isinstance(parent, nn.ModuleList):
+            return module
+    return None
 
 
 def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:

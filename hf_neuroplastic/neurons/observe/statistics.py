@@ -6,6 +6,7 @@ every forward pass, and a checkpoint of the model must stay a checkpoint of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from neuroplastic_kernels import neuron_sums
 from ..sites import Site, inert_slots
 
 STATE_NAMES = ("averages", "weight", "age", "active", "scale", "rest", "seen", "fresh")
+RANGES = {"weight": (0.0, 1.0), "age": (0, 2**62), "rest": (0, 2**62), "scale": (0.0, math.inf)}
 NEVER_CHANGED = 2**31  # steps of rest before any change: longer than every cool-down
 
 
@@ -167,7 +169,7 @@ class NeuronStatistics:
         """Takes over a `state_dict` of a site of the same width, all or nothing.
 
         Raises:
-            ValueError: names missing or unknown, or a tensor of another shape or dtype.
+            ValueError: names missing or unknown, a tensor of another shape or dtype, or values that no training leaves.
         """
         if set(state) != set(STATE_NAMES):
             raise ValueError(f"the statistics of a site must hold {sorted(STATE_NAMES)}, got {sorted(state)}")
@@ -178,6 +180,12 @@ class NeuronStatistics:
                     f"statistics {name!r} must be {own.dtype} of shape {tuple(own.shape)}, "
                     f"got {new.dtype} of shape {tuple(new.shape)}"
                 )
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            if not bool((torch.isfinite(new) & (new >= low) & (new <= high)).all()):
+                raise ValueError(f"statistics {name!r} must be finite and lie in [{low}, {high}]; the file is damaged")
+        means = state["averages"]
+        if bool((means[[neuron_sums.ABS_OUTPUT, neuron_sums.ABS_OUTPUT_GRADIENT]] < 0).any()):
+            raise ValueError("statistics 'averages' of magnitudes must not be negative; the file is damaged")
         for name in STATE_NAMES:
             getattr(self, name).copy_(state[name])
 

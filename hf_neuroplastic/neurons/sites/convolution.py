@@ -98,8 +98,18 @@ def convolution_sites(parts: list[Part], sequential: nn.Sequential, name: str) -
 
 
 def unsuitable(parts: list[Part]) -> Iterator[str]:
-    """The paths of convolutions in `parts` that no site can hold."""
-    return (part.path for part in parts if isinstance(part.module, CONVOLUTIONS) and not _is_plain(part.module))
+    """Why convolutions in `parts` are in no site."""
+    for start, part in enumerate(parts):
+        if not isinstance(part.module, CONVOLUTIONS):
+            continue
+        if not _is_plain(part.module):
+            yield f"{part.path!r} is a convolution in groups, or one whose weight is recomputed from other parameters"
+        behind = [each.module for each in parts[start + 1 :] if not isinstance(each.module, _BatchNorm)]
+        if len(behind) > 1 and isinstance(behind[0], ELEMENTWISE) and not isinstance(behind[1], CONVOLUTIONS):
+            yield (
+                f"{part.path!r} is a convolution with a {type(behind[1]).__name__} behind the activation, where DropIn knows a "
+                "convolution only"
+            )
 
 
 def _feeds(up: nn.Module, norm: _BatchNorm | None, down: nn.Module) -> bool:

@@ -57,6 +57,8 @@ def select_sites(
     sites = find_sites(model, recurrent)
     if not sites:
         raise ValueError(_nothing_known(model))
+    for reason in () if recurrent else _near_misses(model):
+        logger.info("not watched: %s", reason)
     if layers is None:
         chosen = [site for site in sites if site.trainable]
         if not chosen:
@@ -152,5 +154,4 @@ def _near_misses(model: nn.Module) -> Iterator[str]:
                 else ", and of recurrent layers DropIn knows only a unidirectional GRU"
             )
         elif isinstance(module, nn.Sequential):
-            for path in unsuitable(parts_of(name, module)):
-                yield f"{path!r} is a convolution in groups, or one whose weight is recomputed from other parameters"
+            yield from unsuitable(parts_of(name, module))

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -124,10 +125,69 @@ def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
 
 
 @needs_compiler
-def test_a_library_that_does_not_load_is_named(source, forgotten):
-    compiler.build(source).write_bytes(b"not a library")
+def test_a_library_that_does_not_load_is_named(source, forgotten, monkeypatch):
+    library = compiler.build(source).with_name("other.so")
+    library.write_bytes(b"not a library")
+    monkeypatch.setattr(compiler, "build", lambda source: library)
     with pytest.raises(RuntimeError, match=r"which does not load: .*delete that file"):
         compiler.load(source)
+
+
+SPOILT = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "another library": lambda path: path.write_bytes(b"of other symbols"),
+    "writable by all": lambda path: path.chmod(0o777),
+    "a link": lambda path: path.rename(path.with_suffix(".old")).parent and path.symlink_to(path.with_suffix(".old")),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_is_not_as_it_was_built_is_built_again(source, forgotten, counted, spoil):
+    spoil(compiler.build(source))
+    assert compiler.load(source).answer() == 42
+    assert counted() == 2
+
+
+@needs_compiler
+def test_only_the_owner_can_write_the_library_whatever_the_umask(source):
+    before = os.umask(0)
+    try:
+        library = compiler.build(source)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (library.parent, library)] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_folder_that_others_can_write_is_refused(source, tmp_path, mode):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(mode)
+    with pytest.raises(RuntimeError, match=r"others own or may write to; .*chmod go-w.*NEUROPLASTIC_CACHE_DIR"):
+        compiler.build(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to give files away")
+def test_files_of_other_users_are_not_loaded(source, tmp_path):
+    library = compiler.build(source)
+    os.chown(library, 12345, 12345)
+    again = compiler.build(source)
+    assert again.stat().st_uid == 0
+    os.chown(tmp_path / "cache", 12345, 12345)
+    with pytest.raises(RuntimeError, match="others own"):
+        compiler.build(source)
+
+
+@needs_compiler
+def test_what_killed_builds_left_is_removed(source, tmp_path):
+    compiler.build(source)
+    for name, age in (("building-old", 7200), ("building-now", 0)):
+        folder = tmp_path / "cache" / name
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    compiler.build(source)
+    assert [path.name for path in (tmp_path / "cache").glob("building-*")] == ["building-now"]
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -149,6 +209,9 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(compiler.Path, "home", homeless)
     with pytest.raises(RuntimeError, match=r"home directory.*NEUROPLASTIC_CACHE_DIR"):
+        compiler.cache_folder()
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(RuntimeError, match=r"HOME is empty.*NEUROPLASTIC_CACHE_DIR"):
         compiler.cache_folder()
 
 

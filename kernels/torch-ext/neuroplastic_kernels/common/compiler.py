@@ -6,9 +6,11 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from pathlib import Path
 # Products and sums are fused only where the source says so, for torch's bits.
 ARITHMETIC = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 FLAGS = ["-std=c++17", "-O3", "-march=native", *ARITHMETIC, "-fopenmp", "-fPIC", "-shared"]
+ELSEWHERE = "in the environment variable NEUROPLASTIC_CACHE_DIR"
+BUILDING, LONGEST_BUILD = "building-", 3600.0  # folders of builds, and after how many seconds one was killed
 REMEDY = (
     "install one (for example the package g++), name it in the environment variable CXX, or take backend='reference'"
 )
@@ -38,12 +42,17 @@ def cache_folder() -> Path:
     chosen = os.environ.get("NEUROPLASTIC_CACHE_DIR")
     if chosen:
         return Path(chosen)
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if shared.is_absolute():
+        return shared / "neuroplastic_kernels"
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroplastic_kernels"
+        if os.environ.get("HOME") == "":
+            raise RuntimeError("HOME is empty.")
+        return Path.home() / ".cache" / "neuroplastic_kernels"
     except RuntimeError as error:
         raise RuntimeError(
             f"the native form keeps its library in the user's home, which is unknown: {error} Name a folder that can be "
-            "written in the environment variable NEUROPLASTIC_CACHE_DIR"
+            f"written {ELSEWHERE}"
         ) from None
 
 
@@ -73,30 +82,75 @@ def run(command: list[str]) -> str:
     )
 
 
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user, or root, can have written a file or folder, which is no link."""
+    found = path.lstat()
+    mine = not hasattr(os, "getuid") or found.st_uid in (os.getuid(), 0)
+    return mine and not stat.S_ISLNK(found.st_mode) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def content_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def kept(folder: Path, name: str) -> Path | None:
+    """The library `name`-HASH.so of a folder whose content has that hash; others, cut short or of other people, are removed."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if is_private(path) and path.stem == f"{name}-{content_hash(path)}":
+            return path
+        path.unlink()
+    return None
+
+
+def prepare(folder: Path) -> None:
+    """Makes the folder, for this user alone, and removes what killed builds left. Raises RuntimeError for one of others."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_private(folder):
+        raise RuntimeError(
+            f"the native form loads what it keeps in {folder}, which is a link, or which others own or may write to; take the "
+            f"right to write from them (chmod go-w), or name a folder of your own {ELSEWHERE}"
+        )
+    for left in folder.glob(f"{BUILDING}*"):
+        if time.time() - left.stat().st_mtime > LONGEST_BUILD:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def put(fresh: Path, library: Path) -> None:
+    """Moves a file into place in one piece that a crash of the machine leaves whole or absent."""
+    fresh.chmod(0o700)
+    for path in (fresh, fresh.parent):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    os.replace(fresh, library)
+
+
 def build(source: Path) -> Path:
     """The shared library of a C++ file, from the cache where it holds one for this file, the compiler and the processor.
 
-    Processes that build at the same time do the same work; each puts a whole file in place. Raises RuntimeError for a
-    missing or failing compiler, and for a cache folder that cannot be written.
+    Processes that build at the same time do the same work; each puts a whole file in place, whose name holds the hash of its
+    content. Raises RuntimeError for a missing or failing compiler, and for a cache folder that cannot be written, or that
+    others can write.
     """
     command = compiler()
     version = run([*command, "--version"])
     described = (*command, *FLAGS, version, processor())
     parts = (source.read_bytes(), *(part.encode() for part in described))
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-    library = cache_folder() / f"{source.stem}-{digest}.so"
+    folder, name = cache_folder(), f"{source.stem}-{digest}"
     try:
-        if library.exists():
-            return library
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{source.stem}-") as folder:
-            fresh = Path(folder) / library.name
-            run([*command, *FLAGS, str(source), "-o", str(fresh)])
-            os.replace(fresh, library)
+        prepare(folder)
+        library = kept(folder, name)
+        if library is None:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=BUILDING) as scratch:
+                fresh = Path(scratch) / source.with_suffix(".so").name
+                run([*command, *FLAGS, str(source), "-o", str(fresh)])
+                library = folder / f"{name}-{content_hash(fresh)}.so"
+                put(fresh, library)
     except OSError as error:
         raise RuntimeError(
-            f"the native form keeps its library in {library.parent}, which failed: {error}; name a folder that can be written "
-            "in the environment variable NEUROPLASTIC_CACHE_DIR"
+            f"the native form keeps its library in {folder}, which failed: {error}; name a folder that can be written "
+            f"{ELSEWHERE}"
         ) from error
     return library
 
@@ -109,6 +163,6 @@ def load(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise RuntimeError(
-            f"the native form built {library}, which does not load: {error}; delete that file, or name another folder in the "
-            "environment variable NEUROPLASTIC_CACHE_DIR"
+            f"the native form built {library}, which does not load: {error}; delete that file, or name another folder "
+            f"{ELSEWHERE}"
         ) from error
