@@ -85,8 +85,8 @@ class StepFactors:
 
     def detach(self) -> None:
         """Leaves the optimizers as they were before `attach`."""
-        for parameter, _ in self._per_parameter():
-            for optimizer in self.optimizers:
+        for optimizer in self.optimizers:
+            for parameter in (parameter for site in self.sites for parameter in site.parameters):
                 optimizer.neuron_factors.pop(parameter, None)  # type: ignore[attr-defined]
         self.optimizers, self._given = [], []
 
