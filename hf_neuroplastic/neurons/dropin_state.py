@@ -45,7 +45,9 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
         or len(start_widths) != len(own)
         or any(type(n) is not int or n < 0 for n in start_widths)
     ):
-        raise ValueError(f"state['start_widths'] must be {len(own)} ints of at least 0, one per site, got {start_widths!r}")
+        raise ValueError(
+            f"state['start_widths'] must be {len(own)} ints of at least 0, one per site, got {start_widths!r}"
+        )
     groups = [dict(state["sites"][name]) for name in own]
     replaced = [group.pop("replaced", torch.zeros((), dtype=torch.int64)).clone() for group in groups]
     for name, count in zip(own, replaced, strict=True):

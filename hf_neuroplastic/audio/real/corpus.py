@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import soundfile
@@ -186,7 +187,7 @@ def _forged(
     done = 0
     for name, split in wanted:
         attack, count = attacks[name], _count(attacks[name].counts[split], share)
-        rng = np.random.default_rng((seed, 1, sorted(attacks).index(name), ORDER.index(split)))
+        rng = np.random.default_rng((seed, 1, crc32(name.encode()), ORDER.index(split)))
         people = [each for each in spoken if each.split == split]
         tries = _converted(rng, name, attack, people) if attack.convert else _said(rng, name, attack, people, texts)
         made = failed = 0
