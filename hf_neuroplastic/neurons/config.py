@@ -1,4 +1,4 @@
-"""Configuration of DropIn: a frozen dataclass whose every mistake is reported when it is made."""
+"""The configuration of DropIn: a frozen dataclass that refuses a wrong setting on construction."""
 
 from __future__ import annotations
 

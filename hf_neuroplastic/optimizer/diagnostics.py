@@ -1,4 +1,4 @@
-"""What the last NeuroPlastic step did, from the sums it left."""
+"""Figures of the last NeuroPlastic step, from the sums in the optimizer's state."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""How NeuroPlastic keeps its state: what it begins as, and how saved state of any precision is taken over."""
+"""The state of NeuroPlastic: initial state, and saved state of any precision brought into the optimizer's own."""
 
 from collections.abc import Iterator
 from typing import Any

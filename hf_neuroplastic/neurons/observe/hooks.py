@@ -1,4 +1,4 @@
-"""Watches a model's sites while it trains: hooks that leave every output as it is."""
+"""Hooks that watch a model's sites in training and leave every output unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens of a site are no padding: the attention masks that the modules around it are given."""
+"""Tokens of a site that are no padding, from the attention masks that the modules around the site receive."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is known of a site's neurons: sums over the tokens of the current step, their moving averages, ages, scaling factors.
+"""Statistics of neurons: sums over the tokens of the current step, moving averages of the sums, ages, scaling factors.
 
-All of it are plain tensors beside the model, not buffers in it: DistributedDataParallel overwrites buffers with rank 0's at
+All are plain tensors beside the model, not buffers of the model: DistributedDataParallel overwrites buffers with rank 0's at
 every forward pass, and a checkpoint of the model must stay a checkpoint of the stock model.
 """
 

@@ -1,4 +1,4 @@
-"""Growth between runs: new neurons at once, where DropIn's courses of growth add them while a model trains."""
+"""Growth between runs: adds new neurons at once; DropIn's schedules add neurons while a model trains."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Real widths: slots in reserve are added to a model, and taken out again, between runs.
 
-A slot in reserve has zero incoming weights, zero bias and zero outgoing weights: it puts nothing into the output and
+A slot in reserve has zero incoming weights, zero bias and zero outgoing weights: the slot adds nothing to the output and
 receives no gradient, so a model with reserve computes what it did without, and remains a plain model.
 
 Models whose configuration holds one width for all layers keep one width for all layers: what is added or removed is added

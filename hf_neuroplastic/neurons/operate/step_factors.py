@@ -2,7 +2,7 @@
 
 A neuron that DropIn made starts with `young_plasticity` and goes to `old_plasticity` in a straight line over `consolidation`
 steps of its age. The neurons a model came with are old from the start: their age counts from the first observation, but what
-they know is older, and it is what consolidation protects. For a network trained from scratch that means that all but later
+they know is older, and consolidation protects that knowledge. For a network trained from scratch that means that all but later
 neurons step by `old_plasticity`.
 """
 

@@ -1,4 +1,4 @@
-"""Synaptic scaling: every neuron's incoming weights are drawn, step by step, to where it is as active as it should be."""
+"""Synaptic scaling: scales every neuron's incoming weights, step by step, until the neuron's activity is at the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hidden neuron is, and where a model has them."""
+"""Hidden neurons: their slices of tensors, and the search for layers of neurons in a model."""
 
 from .feed_forward import ARCHITECTURES
 from .requirements import require_abilities, require_ability, require_whole, require_whole_site

@@ -1,6 +1,6 @@
 """GRU layers: every hidden unit of the last layer is a neuron.
 
-Modules do not show where an output goes, so the user says it.
+Modules do not show where an output goes, so the user names the Linear that takes the output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a layer must be for DropIn to operate on it, and what cannot be asked of one."""
+"""Requirements of a layer that DropIn operates on, and refusals of settings that a layer cannot serve."""
 
 from __future__ import annotations
 

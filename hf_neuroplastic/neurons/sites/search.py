@@ -1,4 +1,4 @@
-"""Finds the sites of a model, and selects among them."""
+"""Finds the sites of a model, and selects sites by index, name or pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a torch.nn.Sequential in a row, as sites are looked for among them."""
+"""The modules of a torch.nn.Sequential in the order of calls, among which sites are looked for."""
 
 from __future__ import annotations
 
