@@ -227,7 +227,7 @@ class DropInCallback(TrainerCallback, ExportableState):
             candidates = [Path(self.resume_from)]
         else:
             homes = (Path(home) for home in wanted.values() if home)
-            candidates = [*([] if named is None else [named]), *homes, here]
+            candidates = [*([] if named is None else [named]), *homes, *([here] if wanted else [])]
         held = [each for each in candidates if (each / INDEX_FILE).is_file()]
         for each in held:
             self._require_step(each, state.global_step)

@@ -221,6 +221,7 @@ class DropIn:
             for decisions in plan_widths(self.watched, scores, self.config, targets):
                 self._carry_out(decisions, scores, optimizers)
         if due:
+            self._tell_what_was_not_seen()
             scores = self.scores()
             self._carry_out(plan_replacement(self.watched, scores, self.config), scores, optimizers)
         if due or targets:
@@ -326,6 +327,18 @@ class DropIn:
         self._tell(
             "%s was frozen when DropIn was made and is not watched; %s", thawed, "make a new DropIn to take it in"
         )
+
+    def _tell_what_was_not_seen(self) -> None:
+        """At the first event, for which alone the device is asked."""
+        if "seen" not in self._told:
+            self._told.add("seen")
+            names = [
+                known.site.name for known in self.watched if known.learns and not bool(known.statistics.seen.any())
+            ]
+            why = "is it used, and does the loss reach it?"
+            self._tell(
+                "no gradient came to the neurons of %s since training began, and none is replaced: %s", names, why
+            )
 
     def _tell(self, message: str, names: Sequence[str], more: str) -> None:
         """Once for each name."""

@@ -2,14 +2,23 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from runs import BUSY, GROWING, PRUNING, Samples, final_state, trainer_of
 from tiny import tiny_batch, tiny_model
-from transformers import AutoModelForAudioClassification, Trainer, TrainingArguments
+from transformers import AutoModelForAudioClassification, Trainer, TrainerCallback, TrainingArguments
 
-from hf_neuroplastic import DropIn, DropInCallback, DropInConfig, NeuroPlastic, SideFileError, last_whole_checkpoint
+from hf_neuroplastic import (
+    DropIn,
+    DropInCallback,
+    DropInConfig,
+    NeuroPlastic,
+    SideFileError,
+    last_whole_checkpoint,
+    reserve,
+)
 from hf_neuroplastic.huggingface.checkpoint import INDEX_FILE, TENSOR_FILE, digest_of
 from hf_neuroplastic.neurons.observe.hooks import is_watched
 
@@ -199,6 +208,63 @@ def test_a_checkpoint_without_statistics_may_be_resumed_with_new_ones(tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert callback.dropin.step_count == 6
     assert all(int(known.age.max()) <= 3 for known in callback.dropin.statistics)
+
+
+def test_a_stock_checkpoint_never_takes_the_statistics_of_another_run(tmp_path):
+    stock, _ = trainer_of(tmp_path / "stock")
+    stock.pop_callback(DropInCallback)
+    stock.train()
+    trainer, _ = trainer_of(tmp_path / "own")
+    trainer.train()
+    trainer, _ = trainer_of(tmp_path / "own")
+    with pytest.raises(SideFileError, match=r"resumes at step 3.*resume_from=False"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "stock" / "checkpoint-3"))
+
+
+def test_the_checkpoint_that_is_named_gives_the_statistics(tmp_path):
+    ages = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        trainer, callback = trainer_of(tmp_path / name, config=replace(BUSY, criterion="random", seed=seed))
+        trainer.train()
+        ages[name] = [known.age.clone() for known in callback.dropin.statistics]
+    assert not all(torch.equal(a, b) for a, b in zip(*ages.values(), strict=True))
+    trainer, callback = trainer_of(tmp_path / "two", config=BUSY, max_steps=7)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-6"))
+    found = [(known.age >= age).all() for known, age in zip(callback.dropin.statistics, ages["one"], strict=True)]
+    assert all(found)
+    (tmp_path / "one" / "checkpoint-6").rename(tmp_path / "moved")
+    trainer, callback = trainer_of(tmp_path / "two", config=BUSY, max_steps=7)
+    with pytest.raises(SideFileError, match="the checkpoint is of another run than"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "moved"))
+    trainer, callback = trainer_of(
+        tmp_path / "two", max_steps=7, callback=DropInCallback(BUSY, resume_from=tmp_path / "moved")
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "moved"))
+
+
+def test_a_checkpoint_is_whole_before_older_ones_are_removed(tmp_path):
+    trainer, _ = trainer_of(tmp_path, save_steps=1, save_total_limit=1)
+    found = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            found.append((last_whole_checkpoint(tmp_path), len(list(tmp_path.glob("checkpoint-*")))))
+
+    trainer.callback_handler.callbacks.insert(0, Look())
+    trainer.train()
+    assert found == [(tmp_path / f"checkpoint-{step}", 1) for step in range(1, 7)]
+
+
+def test_growth_with_adapters_is_refused_at_once(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["feed_forward"])
+    model = peft.get_peft_model(tiny_model("wav2vec2"), lora)
+    before = {name: value.shape for name, value in model.state_dict().items()}
+    for change in (lambda: DropIn(model, GROWING, total_steps=4), lambda: reserve(model, 2)):
+        with pytest.raises(ValueError, match=r"adapters \(PEFT\) cannot change.*merge_and_unload"):
+            change()
+    assert {name: value.shape for name, value in model.state_dict().items()} == before
+    DropIn(model, BUSY)
 
 
 def test_a_schedule_without_events_is_said(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import FAMILIES, MORE_FAMILIES, tiny_batch, tiny_mlp, tiny_model, train
+from torch import nn
 
 from hf_neuroplastic import DropIn, DropInConfig
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
@@ -93,6 +94,28 @@ def test_a_skipped_step_is_forgotten():
     for known in dropin.statistics:
         assert not known.sums.any()
         assert not known.age.any()
+
+
+def test_a_layer_that_no_gradient_reaches_is_named_once(caplog):
+    model = nn.ModuleDict({"used": tiny_mlp(), "idle": tiny_mlp()})
+    dropin = DropIn(model, DropInConfig(interval=1, maturity=0, threshold=float("inf"), stop=None))
+    for _ in range(3):
+        with torch.no_grad():
+            model["idle"](torch.randn(4, 6))
+        model["used"](torch.randn(4, 6)).sum().backward()
+        dropin.step()
+    assert caplog.text.count("no gradient came to the neurons of idle.0") == 1
+    assert [int(count) for count in dropin.replaced] == [3, 0]
+
+
+def test_weights_of_another_kind_are_refused_by_name():
+    class Quantised(torch.Tensor):
+        pass
+
+    model = tiny_mlp()
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Quantised))
+    with pytest.raises(TypeError, match="a weight of '0' is a Quantised, quantised or of another form"):
+        DropIn(model)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -62,8 +62,7 @@ def resize_state(optimizers: Optimizers, parameter: Tensor, cuts: Sequence[Cut])
         resized = {name: torch.zeros_like(state[name]) for name in WHOLE & state.keys()}
         for dim, kept, added in cuts:
             for name, value, along in _owned(type(optimizer).__name__, state, parameter, dim):
-                fill: Fill = "mean" if name in MAGNITUDES else "zero"
-                resized[name] = resize(resized.get(name, value), Cut(along, kept, added), fill)
+                resized[name] = resize(resized.get(name, value), Cut(along, kept, added), _fill(name, value))
         found.append((state, resized))
     return found
 
@@ -93,7 +92,7 @@ def state_slices(optimizers: Optimizers, neurons: NeuronSlice | None) -> tuple[S
         TypeError: state that cannot be reset neuron by neuron, such as quantised tensors. Nothing has been changed then.
     """
     return tuple(
-        StateSlice(block, along, "mean" if name in MAGNITUDES else "zero")
+        StateSlice(block, along, _fill(name, block))
         for name, block, along, copies in _blocks(optimizers, neurons)
         if not copies
     )
@@ -140,6 +139,14 @@ def _blocks(optimizers: Optimizers, neurons: NeuronSlice | None) -> Iterator[tup
     for optimizer, state in optimizers.states(neurons.tensor):
         for name, value, along in _owned(type(optimizer).__name__, state, neurons.tensor, neurons.dim):
             yield name, neurons.block_of(value, along), along, _is_copy(name, value, neurons.tensor)
+
+
+def _fill(name: str, value: Tensor) -> Fill:
+    """What a new neuron's state becomes. State of an unknown name without negative values is taken for a magnitude."""
+    if name in MAGNITUDES:
+        return "mean"
+    known = name in MOMENTA | COPIES
+    return "mean" if not known and bool((value >= 0).all()) and bool(value.any()) else "zero"
 
 
 def _is_copy(name: str, value: Any, parameter: Tensor) -> bool:

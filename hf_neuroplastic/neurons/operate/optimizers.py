@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..config import DropInConfig
 from ..sites import Site
 
-# Where wrappers keep the optimizer that they wrap: accelerate, DeepSpeed, ZeroRedundancyOptimizer, Lookahead, SAM.
+# Where wrappers that are no torch optimizers keep what they wrap, such as accelerate's and DeepSpeed's.
 INSIDE = ("optimizer", "optim", "base_optimizer", "_optimizer", "inner_optimizer")
 FLAT = "DeepSpeed's ZeRO and other sharding flatten parameters; train data-parallel (DDP), or without DropIn"
 
@@ -83,11 +83,12 @@ def _inside(given: Any, depth: int = 0) -> Iterator[Optimizer]:
     """The torch optimizers in `given`; accelerate's wrappers pass the state of theirs through and are none themselves."""
     if isinstance(given, Optimizer) and _gradient_state(given) is None:
         yield given
-    if depth < 5:
-        for name in INSIDE:
-            held = vars(given).get(name) if hasattr(given, "__dict__") else None
-            if held is not None:
-                yield from _inside(held, depth + 1)
+    if depth == 5:
+        return
+    for name, held in vars(given).items() if hasattr(given, "__dict__") else ():
+        for part in held if isinstance(held, (list, tuple)) else [held]:
+            if isinstance(part, Optimizer) or name in INSIDE:
+                yield from _inside(part, depth + 1)
 
 
 def _gradient_state(given: Any) -> Any:

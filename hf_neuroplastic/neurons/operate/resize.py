@@ -63,7 +63,6 @@ def make_room(model: nn.Module, sites: Sequence[Site], config: DropInConfig) -> 
     active = [site.width - spare for site, spare in zip(sites, inert, strict=True)]
     short = [slots_needed(config, start) - spare for start, spare in zip(active, inert, strict=True)]
     if max(short) > 0:
-        refuse_adapters(model)
         reserve(model, max(short), layers=[site.name for site in sites])
     return active
 
@@ -72,8 +71,8 @@ def refuse_adapters(model: nn.Module) -> None:
     """Raises ValueError for a model with adapters (PEFT), whose widths no saved adapter could tell."""
     if any(hasattr(part, "peft_config") or type(part).__name__ == "ModulesToSaveWrapper" for part in model.modules()):
         raise ValueError(
-            "extra_neurons would add neurons to a model with adapters (PEFT), and the saved adapter would fit no stock model: "
-            "merge the adapters first (merge_and_unload), or leave extra_neurons at None"
+            "widths of a model with adapters (PEFT) cannot change, since the saved adapter would fit no stock model: merge the "
+            "adapters first (merge_and_unload), or leave extra_neurons at None"
         )
 
 
@@ -124,6 +123,8 @@ def _resize(model: nn.Module, changes: Sequence[tuple[Site, Tensor, int]], optim
         raise RuntimeError("a DropIn watches this model; call its unpatch() before the widths change")
     optimizers = Optimizers(optimizer)
     changes = [(site, kept, added) for site, kept, added in changes if added or len(kept) != site.width]
+    if changes:
+        refuse_adapters(model)
     tensors: dict[int, Tensor] = {}
     cuts: dict[int, list[Cut]] = {}
     for site, kept, added in changes:

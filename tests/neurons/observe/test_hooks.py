@@ -140,6 +140,26 @@ def test_a_layer_skipped_by_layerdrop_is_not_observed():
         assert not statistics.weight.any()
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])  # WavLM itself hangs with two reentrant passes
+def test_two_passes_before_one_backward_have_their_own_masks_under_checkpointing(family, reentrant):
+    sums = []
+    for checkpointed in (False, True):
+        model = tiny_model(family)
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        dropin = DropIn(model)
+        whole, short = tiny_batch(family, padded=True), tiny_batch(family, padded=True, seed=1)
+        short["attention_mask"][:, 200:] = 0
+        with torch.no_grad():
+            model(**short)  # in training mode, without a backward pass
+        (model(**whole).loss + model(**short).loss).backward()
+        sums.append([known.clone() for known in _sums(dropin)])
+    for plain, found in zip(*sums, strict=True):
+        assert plain[TOKENS].max() > 0
+        torch.testing.assert_close(found, plain)
+
+
 @pytest.mark.parametrize("mode", ["no_grad", "inference", "unpatched"])
 def test_nothing_is_observed_without_a_backward_pass(mode):
     model = tiny_model("wav2vec2")

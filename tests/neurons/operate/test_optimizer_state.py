@@ -120,7 +120,21 @@ def accelerated(params):
     return Accelerator(cpu=True).prepare_optimizer(torch.optim.AdamW(params, lr=1e-2))
 
 
+class Both(torch.optim.Optimizer):
+    """Several optimizers in one, as some Trainers are given."""
+
+    def __init__(self, params):
+        self.optimizers = _halves(list(params))
+        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+        self.state, self.defaults = {}, {}
+
+    def step(self, closure=None):
+        for one in self.optimizers:
+            one.step()
+
+
 WRAPPERS = {
+    "several in one": Both,
     "accelerate": accelerated,
     "lookahead": lambda p: Lookahead(torch.optim.AdamW(p, lr=1e-2)),
     "lookahead in accelerate": lambda p: Lookahead(accelerated(p).optimizer),
@@ -135,7 +149,7 @@ def _halves(params):
 
 def _inside(optimizer):
     parts = optimizer if isinstance(optimizer, list) else [optimizer]
-    return [getattr(part, "optimizer", part) for part in parts]
+    return [one for part in parts for one in getattr(part, "optimizers", [getattr(part, "optimizer", part)])]
 
 
 def _steps(model, dropin, optimizer, count):
@@ -200,6 +214,16 @@ def test_state_that_averages_the_weights_follows_the_new_ones(make, name):
     shift = model[2].bias.detach() - bias
     assert shift.any()
     torch.testing.assert_close(optimizer.state[model[2].bias][name] - average, shift)
+
+
+def test_magnitudes_of_unknown_names_begin_at_the_survivors_mean():
+    model, dropin, optimizer = _trained(OPTIMIZERS["sgd"])
+    state = optimizer.state[model[0].weight]
+    state["hessian"], state["gradients"] = torch.rand(10, 6) + 0.1, torch.randn(10, 6) * 1e-3
+    kept = state["hessian"][~_mask()].clone()
+    dropin.apply([Decision(Action.REPLACE, _mask())], optimizer)
+    torch.testing.assert_close(state["hessian"][_mask()], kept.mean(0).expand(3, 6))
+    assert not state["gradients"][_mask()].any()
 
 
 class Subclass(torch.Tensor):
