@@ -255,6 +255,17 @@ def test_a_checkpoint_is_whole_before_older_ones_are_removed(tmp_path):
     assert found == [(tmp_path / f"checkpoint-{step}", 1) for step in range(1, 7)]
 
 
+@pytest.mark.parametrize("config", [GROWING, PRUNING], ids=["grow", "prune"])
+def test_flags_follow_the_weights_of_the_best_checkpoint(tmp_path, config):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    trainer, callback = trainer_of(tmp_path, config=config, metric_for_best_model="score", **steps)
+    trainer.compute_metrics = lambda _: {"score": -trainer.state.global_step}  # the first step is the best
+    trainer.train()
+    for known in callback.dropin.watched:
+        live = (known.site.up.weight != 0).any(1) | (known.site.down.weight != 0).any(0)
+        assert torch.equal(known.statistics.active, live)
+
+
 def test_growth_with_adapters_is_refused_at_once(tmp_path):
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["feed_forward"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +176,30 @@ def test_a_folder_that_mixes_two_saves_is_not_whole(tmp_path, spoil):
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     spoil(tmp_path / "checkpoint-2")
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+
+
+FORGED = {
+    "negative age": ("age", lambda value: value - 1000),
+    "NaN scale": ("scale", lambda value: value * float("nan")),
+    "infinite average": ("averages", lambda value: value + float("inf")),
+    "negative magnitude": ("averages", lambda value: value - 1),
+    "weight above one": ("weight", lambda value: value + 2),
+    "negative count": ("replaced", lambda value: value - 1000),
+}
+
+
+@pytest.mark.parametrize(("name", "forge"), FORGED.values(), ids=FORGED)
+def test_numbers_that_no_training_leaves_are_refused(tmp_path, name, forge):
+    dropin = _watched(2)
+    state = dropin.state_dict()
+    group = next(iter(state["sites"].values()))
+    group[name] = forge(group[name])
+    save_side_files(SimpleNamespace(state_dict=lambda: state), tmp_path)
+    before = dropin.state_dict()
+    with pytest.raises(SideFileError, match=name):
+        load_side_files(dropin, tmp_path)
+    for site, values in dropin.state_dict()["sites"].items():
+        assert all(torch.equal(value, before["sites"][site][key]) for key, value in values.items())
 
 
 @pytest.mark.parametrize("config", [{"interval": "x"}, {"interval": 0}, {"no such field": 1}])

@@ -260,6 +260,30 @@ def test_a_state_of_another_optimizer_or_shape_changes_nothing():
     assert_same(optimizer, before)
 
 
+FORGED = {
+    "negative second moment": ("exp_avg_sq", lambda value: value - 1),
+    "infinite second moment": ("exp_avg_sq", lambda value: value / 0),
+    "NaN first moment": ("exp_avg", lambda value: value * float("nan")),
+    "negative steps": ("step", lambda value: -value),
+    "NaN steps": ("step", lambda value: value * float("nan")),
+}
+
+
+@pytest.mark.parametrize(("name", "forge"), FORGED.values(), ids=FORGED)
+def test_numbers_that_no_training_leaves_are_refused_and_nothing_changes(name, forge):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = NeuroPlastic([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    state = copy.deepcopy(before)
+    state["state"][0][name] = forge(state["state"][0][name])
+    with pytest.raises(ValueError, match=f"{name} of parameter 0 holds .* values that are infinite, NaN or below 0"):
+        optimizer.load_state_dict(state)
+    for key, value in before["state"][0].items():
+        assert torch.equal(optimizer.state[p][key], value)
+
+
 def test_an_old_state_without_an_option_takes_the_optimizers_own():
     optimizer = NeuroPlastic(parameters(), strength=0.5)
     state = optimizer.state_dict()

@@ -33,6 +33,7 @@ def trainer_of(
         model,
         args,
         train_dataset=Samples(family),
+        eval_dataset=Samples(family),
         callbacks=[callback],
         optimizers=(optimizer(model.parameters(), lr=1e-3), None),
     )

@@ -138,6 +138,7 @@ WRAPPERS = {
     "accelerate": accelerated,
     "lookahead": lambda p: Lookahead(torch.optim.AdamW(p, lr=1e-2)),
     "lookahead in accelerate": lambda p: Lookahead(accelerated(p).optimizer),
+    "Muon for matrices": lambda p: _muon(list(p)),
     "a list": lambda p: _halves(list(p)),
     "a list of wrappers": lambda p: [Lookahead(each) for each in _halves(list(p))],
 }
@@ -145,6 +146,11 @@ WRAPPERS = {
 
 def _halves(params):
     return [torch.optim.AdamW(params[:1], lr=1e-2), torch.optim.AdamW(params[1:], lr=1e-2)]
+
+
+def _muon(params):
+    matrices = [p for p in params if p.ndim == 2]
+    return [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW([p for p in params if p.ndim < 2], lr=1e-2)]
 
 
 def _inside(optimizer):
@@ -170,7 +176,7 @@ def test_state_is_reset_through_wrappers_and_in_every_optimizer(make):
     dropin.apply([Decision(Action.REPLACE, _mask())], optimizer)
     for tensor, dim in ((model[0].weight, 0), (model[0].bias, 0), (model[2].weight, 1)):
         (state,) = [one.state[tensor] for one in _inside(optimizer) if one.state.get(tensor)]
-        moments = state["exp_avg"].movedim(dim, 0)
+        moments = state["exp_avg" if "exp_avg" in state else "momentum_buffer"].movedim(dim, 0)
         assert not moments[CHOSEN].any()
         assert moments[[0, 2, 3]].all()
         for part in optimizer if isinstance(optimizer, list) else [optimizer]:

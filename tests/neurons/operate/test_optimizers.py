@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from tiny import tiny_mlp
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.neurons.operate.optimizers import Optimizers
@@ -72,6 +74,26 @@ def test_the_loss_scale_is_that_of_the_step_though_it_has_grown_since(interval):
         optimizer.step()
         optimizer.zero_grad()
         assert float(Optimizers(optimizer).loss_scale()) == pytest.approx(used, rel=1e-5)
+
+
+def test_state_in_the_shards_of_zero_redundancy_is_reset(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = tiny_mlp()
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, lr=1e-2)
+        dropin = DropIn(model, EAGER)
+        for _ in range(3):
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            dropin.step(optimizer)
+        new = dropin.statistics[0].age == 0
+        moments = optimizer.optim.state[model[0].weight]["exp_avg"]
+        assert new.sum() == 2
+        assert not moments[new].any()
+        assert moments[~new].any()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_failed_attempt_is_forgotten():
