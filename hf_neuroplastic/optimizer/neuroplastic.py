@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity_step, select
+from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity_step, reduce_sums, select, settle
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
@@ -155,6 +155,7 @@ class NeuroPlastic(Optimizer):
         self._sizes.append(len(param_group["params"]))
 
     def __getstate__(self) -> dict[str, Any]:
+        settle(self._workspaces())
         kept = {"backend": self.backend, "neuron_factors": self.neuron_factors}
         return {**super().__getstate__(), **kept, "_workspace": {}}
 
@@ -199,7 +200,16 @@ class NeuroPlastic(Optimizer):
                     **{name: group[name] for name in STEP_OPTIONS},
                     seed=(group["seed"] + index * GROUP_SEEDS) % 2**63,
                 )
+        reduce_sums(self._workspaces())
         return loss
+
+    def _workspaces(self) -> list[dict[Any, Any]]:
+        return [self._workspace.setdefault(index, {}) for index in range(len(self.param_groups))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; waits for sums of sharded tensors that are under way."""
+        settle(self._workspaces())
+        return super().state_dict()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """What the last step of every parameter did, from the sums it left, which costs nothing.
@@ -210,6 +220,7 @@ class NeuroPlastic(Optimizer):
         the gradient's norm); `skipped`, the sum of all skipped steps, with `skip_nonfinite`. With strength 0 the sums are 0,
         `alpha_rms` NaN. Raises RuntimeError before the first step.
         """
+        settle(self._workspaces())
         stepped = ((param, self.state.get(param)) for group in self.param_groups for param in group["params"])
         return diagnose((param.numel(), state) for param, state in stepped if state)
 
@@ -254,7 +265,8 @@ class NeuroPlastic(Optimizer):
         return state
 
     def _counter_device(self, param: Tensor) -> torch.device:
-        fused = param.is_cuda and self.backend != "reference" and param.dtype in FUSED_DTYPES and is_flat(param)
+        shard = getattr(param, "_local_tensor", param)
+        fused = param.is_cuda and self.backend != "reference" and param.dtype in FUSED_DTYPES and is_flat(shard)
         return param.device if fused else torch.device("cpu")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -264,6 +276,7 @@ class NeuroPlastic(Optimizer):
         starts anew. Options it does not hold keep their defaults. Raises ValueError, before anything changes, for a state of
         other keys or shapes.
         """
+        settle(self._workspaces())
         saved: list[tuple[Tensor, dict[str, Any]]] = []
 
         def check(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:

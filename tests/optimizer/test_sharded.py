@@ -1,65 +1,177 @@
-"""Means and norms are of the whole tensor also where it is sharded over processes."""
+"""Means and norms are of the whole tensor also where it is sharded over processes, and cost one collective for each mesh."""
 
+import copy
+import itertools
 import socket
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from hf_neuroplastic import NeuroPlastic
 
 BASES = ("gradient", "adamw", "momentum")
+STATISTICS = ("previous", "exact")
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 
-def train(model, base):
-    optimizer = NeuroPlastic(model.parameters(), lr=0.05, base=base, warmup_steps=2)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(4):
-        model(torch.randn(8, 6, generator=generator, dtype=torch.float64)).square().sum().backward()
+def network(dtype=torch.float64):
+    """Rows that 2 and 4 processes share unequally, a bias with fewer elements than processes, and one of a single element."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3), torch.nn.Linear(3, 1)).to(
+        dtype
+    )
+
+
+def groups_of(model):
+    tensors = list(model.parameters())
+    return [
+        {"params": [p for p in tensors if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in tensors if p.ndim < 2]},
+    ]
+
+
+def train(model, optimizer, steps=6, start=0):
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(step)
+        dtype = next(model.parameters()).dtype
+        model(torch.randn(8, 6, generator=generator, dtype=dtype)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     return [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
 
 
-def compare_in_two_dimensions(rank, port):
+def options_of(base, statistics):
+    return {"lr": 0.05, "base": base, "warmup_steps": 2, **({} if base == "gradient" else {"statistics": statistics})}
+
+
+def compare_in_two_dimensions(rank):
     """FSDP over tensor parallelism: a shard of a shard."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     for base in BASES:
         torch.manual_seed(0)
         whole = torch.nn.Sequential(torch.nn.Linear(6, 8, dtype=torch.float64))
-        sharded = torch.nn.Sequential(torch.nn.Linear(6, 8, dtype=torch.float64))
-        sharded.load_state_dict(whole.state_dict())
+        sharded = copy.deepcopy(whole)
         plan = {"0": ColwiseParallel(output_layouts=Replicate(), use_local_output=True)}
         parallelize_module(sharded, mesh["tensor"], plan)
         fully_shard(sharded, mesh=mesh["data"])
-        for got, want in zip(train(sharded, base), train(whole, base), strict=True):
+        optimizers = [NeuroPlastic(each.parameters(), **options_of(base, "previous")) for each in (sharded, whole)]
+        for got, want in zip(train(sharded, optimizers[0]), train(whole, optimizers[1]), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    dist.destroy_process_group()
 
 
-def compare(rank, port):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for base in BASES:
+def compare(rank):
+    """Uneven and empty shards, by every form."""
+    for base, statistics, backend in itertools.product(BASES, STATISTICS, ("auto", "reference")):
+        whole, sharded = network(), network()
+        for layer in sharded:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        options = {**options_of(base, statistics), "backend": backend}
+        optimizers = [NeuroPlastic(groups_of(each), **options) for each in (sharded, whole)]
+        for got, want in zip(train(sharded, optimizers[0]), train(whole, optimizers[1]), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def compare_hybrid(rank):
+    """Replicas of shards (HSDP)."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+    whole, sharded = network(), network()
+    fully_shard(sharded, mesh=mesh)
+    optimizers = [NeuroPlastic(each.parameters(), lr=0.05) for each in (sharded, whole)]
+    for got, want in zip(train(sharded, optimizers[0]), train(whole, optimizers[1]), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def compare_placements(rank):
+    """Every placement of a tensor by hand, with gradients placed otherwise."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for placement, of_gradient in itertools.product((Shard(0), Shard(1), Replicate()), repeat=2):
         torch.manual_seed(0)
-        whole = torch.nn.Linear(6, 5, dtype=torch.float64)  # 5 rows over 2 processes: unequal shards
-        sharded = torch.nn.Linear(6, 5, dtype=torch.float64)
-        sharded.load_state_dict(whole.state_dict())
-        fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
-        for got, want in zip(train(sharded, base), train(whole, base), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        start = torch.randn(5, 3, dtype=torch.float64)
+        params = [torch.nn.Parameter(distribute_tensor(start, mesh, [placement])), torch.nn.Parameter(start.clone())]
+        optimizers = [NeuroPlastic([p], lr=0.05) for p in params]
+        for _ in range(4):
+            gradient = torch.randn(5, 3, dtype=torch.float64)
+            params[0].grad = distribute_tensor(gradient, mesh, [of_gradient]) if of_gradient == placement else None
+            if params[0].grad is None:
+                params[0].grad = distribute_tensor(gradient, mesh, [of_gradient]).redistribute(mesh, [placement])
+            params[1].grad = gradient
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(params[0].full_tensor(), params[1].detach(), rtol=1e-11, atol=1e-11)
+
+
+def count(rank):
+    """One all-reduce for all tensors of all groups, whatever their number."""
+    for layers in (1, 5):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(layers)))
+        for layer in model:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        optimizer = NeuroPlastic(groups_of(model), lr=1e-3)
+        train(model, optimizer, 2)
+        model(torch.randn(4, 6)).square().sum().backward()
+        with CommDebugMode() as seen:
+            optimizer.step()
+        assert seen.get_total_counts() == 1, seen.get_comm_counts()
+
+
+def resume(rank):
+    """Full and sharded state, saved while sums are under way, goes on with the same bits."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for full in (False, True):
+        model = network(torch.float32)
+        fully_shard(model, mesh=mesh)
+        optimizer = NeuroPlastic(model.parameters(), lr=0.05)
+        train(model, optimizer, 3)
+        settings = StateDictOptions(full_state_dict=full)
+        saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=settings))
+        twin = network(torch.float32)
+        twin.load_state_dict({name: value.full_tensor() for name, value in model.state_dict().items()})
+        fully_shard(twin, mesh=mesh)
+        other = NeuroPlastic(twin.parameters(), lr=0.05)
+        set_optimizer_state_dict(twin, other, saved, options=settings)
+        for got, want in zip(train(twin, other, 3, start=3), train(model, optimizer, 3, start=3), strict=True):
+            assert torch.equal(got, want)
+
+
+def hundred_steps(rank):
+    whole, sharded = network(torch.float32), network(torch.float32)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizers = [NeuroPlastic(each.parameters(), lr=1e-3) for each in (sharded, whole)]
+    for got, want in zip(train(sharded, optimizers[0], 100), train(whole, optimizers[1], 100), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def run(rank, comparison, processes, port):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    comparison(rank)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("comparison", "processes"), [(compare, 2), (compare_in_two_dimensions, 4)])
+@pytest.mark.parametrize(
+    ("comparison", "processes"),
+    [
+        (compare, 2),
+        (compare, 4),
+        (compare_in_two_dimensions, 4),
+        (compare_hybrid, 4),
+        (compare_placements, 2),
+        (count, 2),
+        (resume, 2),
+        (hundred_steps, 2),
+    ],
+)
 def test_a_sharded_model_trains_like_the_whole_one(comparison, processes):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(comparison, args=(port,), nprocs=processes)
+    mp.spawn(run, args=(comparison, processes, port), nprocs=processes)

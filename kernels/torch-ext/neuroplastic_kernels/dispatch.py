@@ -17,6 +17,7 @@ from torch import Tensor
 from .ffn_activation.reference import ffn_activation as ffn_activation_reference
 from .neuron_reinit.neurons import NeuronTensors
 from .neuron_reinit.reference import neuron_reinit as neuron_reinit_reference
+from .plasticity_step import sharded
 from .plasticity_step.native import load_plasticity_step
 from .plasticity_step.reference import plasticity_step as plasticity_step_reference
 from .synaptic_scale.reference import synaptic_scale as synaptic_scale_reference
@@ -134,7 +135,11 @@ def plasticity_step(
     The first tensor of a dtype that kernels take decides the form; every form sends tensors it cannot take to the reference.
     """
     like = [next((param for param in params if param.dtype in FUSED_DTYPES), params[0])] if params else []
-    select("plasticity_step", backend, params if backend == "native" else like)(params, grads, states, **options)
+    form = select("plasticity_step", backend, params if backend == "native" else like)
+    if any(map(sharded.is_sharded, params)):
+        sharded.plasticity_step(form, params, grads, states, **options)
+    else:
+        form(params, grads, states, **options)
 
 
 def ffn_activation(
