@@ -1,6 +1,7 @@
 """The examples do what they say."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,3 +62,13 @@ def test_eight_bit_state(monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / "eight_bit_state.py"), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "EER" in line]
     assert [line.split()[2] for line in lines] == ["neuroplastic", "neuroplastic-8bit"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_loop(processes):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *launch, str(EXAMPLES / "accelerate_loop.py"), "--steps", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{processes} processes, 100 steps: accuracy" in done.stdout
+    assert "dead neurons 0 %, 1 different networks" in done.stdout

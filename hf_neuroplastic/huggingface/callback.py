@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .checkpoint import INDEX_FILE, SideFileError, digest_of, load_side_files, r
 from .hub import tag_model
 from .saved_keys import accept_saved_keys
 
+SLACK = 60.0  # seconds that clocks of file systems may be late
 logger = logging.getLogger(__name__)
 
 
@@ -61,9 +63,7 @@ class DropInCallback(TrainerCallback, ExportableState):
         self._made_here = self.dropin is None
         self._trainer: Any = None
         self._resumed: Path | None = None  # where the neurons come from since Trainer was made
-        self._last: tuple[TrainingArguments, TrainerState, TrainerControl] | None = (
-            None  # of the last event in training
-        )
+        self._last: tuple[TrainingArguments, TrainerState, float] | None = None  # the last event in training, and when
 
     def attach(self, trainer: Any) -> DropInCallback:
         """Logs neuron statistics through `trainer`, so that every reporting integration receives them.
@@ -168,13 +168,13 @@ class DropInCallback(TrainerCallback, ExportableState):
             )
         self.dropin.driven_to = (id(state), state.global_step)
         self.dropin.step(optimizer)
-        self._last = args, state, control
+        self._last = args, state, time.time()
         self._log(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._last = args, state, control
+        self._last = args, state, time.time()
         self._log(control)
 
     def on_train_end(
@@ -203,13 +203,15 @@ class DropInCallback(TrainerCallback, ExportableState):
         """The folder of the checkpoint that Trainer is writing, if it is writing one."""
         if self._last is None:
             return None
-        args, state, control = self._last
-        if not (control.should_save and state.is_world_process_zero):
+        args, state, since = self._last
+        if not state.is_world_process_zero:
             return None
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         output = Path(args.output_dir or ".")
-        folders = [output / name, *output.glob(f"run-*/{name}")]  # hyper-parameter search has a folder for each trial
-        return max((each for each in folders if each.is_dir()), key=lambda each: each.stat().st_mtime_ns, default=None)
+        folders = [output / name, *output.glob(f"*/{name}")]  # hyper-parameter search has a folder for each trial
+        written = {each.stat().st_mtime: each for each in folders if each.is_dir()}
+        newest = max(written, default=0.0)
+        return written[newest] if newest > since - SLACK else None
 
     def _named_folder(self, args: TrainingArguments) -> Path | None:
         """The folder to resume from, if one was named and holds what is needed."""

@@ -227,6 +227,10 @@ def _read_index(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise SideFileError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from None
+    form = index.get("format") if isinstance(index, dict) else None
+    if type(form) is int and form != FORMAT:
+        fix = "upgrade hf-neuroplastic" if form > FORMAT else "train anew, or pass resume_from=False"
+        raise SideFileError(f"{path} has format {form}, this version reads {FORMAT}; {fix}")
     for name, kind in {
         "format": int,
         "step_count": int,
@@ -241,9 +245,6 @@ def _read_index(path: Path) -> dict[str, Any]:
             raise SideFileError(
                 f"{path} is damaged: {name!r} must be of type {kind.__name__}; resume from an earlier checkpoint"
             )
-    if index["format"] != FORMAT:
-        fix = "upgrade hf-neuroplastic" if index["format"] > FORMAT else "train anew, or pass resume_from=False"
-        raise SideFileError(f"{path} has format {index['format']!r}, this version reads {FORMAT}; {fix}")
     return index
 
 

@@ -160,7 +160,7 @@ class DropIn:
             TypeError: not a NeuroPlastic optimizer.
         """
         if self.config.scales_steps:
-            self._factors.attach(Optimizers(optimizer).found)
+            self._factors.attach(Optimizers(optimizer).innermost)
 
     def discard(self) -> None:
         """Forgets what was seen since the last `step`, as after a backward pass that ran out of memory and is tried again."""

@@ -187,6 +187,7 @@ class NeuroPlastic(Optimizer):
         if self.neuron_factors:
             refuse_strangers(self.neuron_factors, self.param_groups)
         refuse_flattened(self.param_groups, self._sizes)
+        settle(self._workspaces())
         lists = [self._lists(group) for group in self.param_groups]
         factors = self._gradient_factors(lists)
         for index, (group, tensors) in enumerate(zip(self.param_groups, lists, strict=True)):

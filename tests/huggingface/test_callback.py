@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -266,6 +268,14 @@ def test_flags_follow_the_weights_of_the_best_checkpoint(tmp_path, config):
         assert torch.equal(known.statistics.active, live)
 
 
+@pytest.mark.parametrize("name", ["run-0", "lr3e-4"])
+def test_the_folder_of_a_trial_gets_the_side_files(tmp_path, name):
+    trainer, _ = trainer_of(tmp_path)
+    trainer._get_output_dir = lambda trial=None: str(tmp_path / name)  # as hyper-parameter search does
+    trainer.train()
+    assert last_whole_checkpoint(tmp_path / name) == tmp_path / name / "checkpoint-6"
+
+
 def test_growth_with_adapters_is_refused_at_once(tmp_path):
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["feed_forward"])
@@ -295,9 +305,11 @@ def test_the_trainers_logging_strategy_is_kept(tmp_path, strategy, steps):
 def test_only_the_main_process_writes_side_files(tmp_path):
     trainer, callback = trainer_of(tmp_path)
     (tmp_path / "checkpoint-0").mkdir()
-    for main, saves in ((False, True), (True, False), (True, True)):
-        trainer.state.is_world_process_zero, trainer.control.should_save = main, saves
+    assert callback.state()["attributes"] == {}  # no training is under way
+    for main, age in ((False, 0), (True, 3600), (True, 0)):
+        trainer.state.is_world_process_zero = main
         callback.on_epoch_end(trainer.args, trainer.state, trainer.control)
+        os.utime(tmp_path / "checkpoint-0", (time.time() - age,) * 2)  # an old one is of another run
         assert not list((tmp_path / "checkpoint-0").iterdir())
         told = callback.state()["attributes"]
     assert len(list((tmp_path / "checkpoint-0").iterdir())) == 2

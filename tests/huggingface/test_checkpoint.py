@@ -113,6 +113,15 @@ def test_an_index_of_another_kind_is_refused(tmp_path, change, words):
         load_side_files(_watched(0), tmp_path)
 
 
+def test_an_index_of_an_older_form_is_named_as_that(tmp_path):
+    save_side_files(_watched(1), tmp_path)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    del index["files"]
+    (tmp_path / INDEX_FILE).write_text(json.dumps({**index, "format": 2}))
+    with pytest.raises(SideFileError, match="has format 2, this version reads 3"):
+        resume_dropin(tiny_model("ast"), tmp_path)
+
+
 def test_another_models_files_are_refused(tmp_path):
     save_side_files(_watched(), tmp_path)
     with pytest.raises(SideFileError, match=r"another model, width or selection of layers.*'0'"):

@@ -101,7 +101,7 @@ def test_decisions_must_be_one_per_site(decisions):
 
 def test_an_optimizer_of_another_model_is_refused():
     dropin = DropIn(tiny_mlp(), DropInConfig(stop=None))
-    with pytest.raises(ValueError, match="optimizer trains no parameter of the watched layers"):
+    with pytest.raises(ValueError, match="optimizer holds no parameter of the watched layers"):
         dropin.step(torch.optim.SGD(tiny_mlp().parameters(), lr=0.1))
 
 

@@ -79,6 +79,28 @@ def compare(rank):
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
+def compare_with_an_idle_group(rank):
+    """The first group has no gradients, or none now and then."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for idle in (lambda step: True, lambda step: step % 2):
+        torch.manual_seed(0)
+        starts = [torch.randn(4, 4, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)]
+        whole = [torch.nn.Parameter(start.clone()) for start in starts]
+        sharded = [torch.nn.Parameter(distribute_tensor(start, mesh, [Shard(0)])) for start in starts]
+        optimizers = [NeuroPlastic([{"params": [p]} for p in each], lr=0.05) for each in (sharded, whole)]
+        for step in range(6):
+            for number, (one, other) in enumerate(zip(sharded, whole, strict=True)):
+                gradient = torch.randn(other.shape, dtype=torch.float64)
+                left_out = number == 0 and idle(step)
+                one.grad = None if left_out else distribute_tensor(gradient, mesh, [Shard(0)])
+                other.grad = None if left_out else gradient
+            for optimizer in optimizers:
+                optimizer.step()
+        for one, other in zip(sharded, whole, strict=True):
+            torch.testing.assert_close(one.full_tensor(), other.detach(), rtol=1e-11, atol=1e-11)
+        assert all(state["sums"].all() for state in optimizers[0].state_dict()["state"].values())
+
+
 def compare_hybrid(rank):
     """Replicas of shards (HSDP)."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
@@ -163,6 +185,7 @@ def run(rank, comparison, processes, port):
         (compare, 2),
         (compare, 4),
         (compare_in_two_dimensions, 4),
+        (compare_with_an_idle_group, 2),
         (compare_hybrid, 4),
         (compare_placements, 2),
         (count, 2),

@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from . import asvspoof5, asvspoof2019, asvspoof2021, fake_or_real, folder, in_the_wild, mlaad, wavefake
 from .rows import OnError, check_one_of
-from .table import load_table
+from .table import load_table, splits_in_table
 
 THREE = ("train", "dev", "eval")
 
@@ -137,7 +137,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda root, _: _unless(
             root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".txt"), "a CSV or TSV file"
         ),
-        lambda root, _: list(THREE),
+        lambda root, options: splits_in_table(root, options.columns),
         lambda root, split, options, how: load_table(
             root, split, columns=options.columns, labels=options.labels, **how
         ),

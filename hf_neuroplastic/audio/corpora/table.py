@@ -139,6 +139,16 @@ def table_rows(
     return finished(paths, told, on_error, check)
 
 
+def splits_in_table(path: Path, columns: Mapping[str, str] | None = None) -> list[str]:
+    """The splits that a table's column names; all three where a random split makes them."""
+    content = _renamed(read_table(path), columns or {}, path)
+    if "split" not in content:
+        return list(SPLIT_FOLDERS)
+    named = {bare(name) for name in content["split"]}
+    known = [split for split, names in SPLIT_FOLDERS.items() if named & set(names)]
+    return known or list(SPLIT_FOLDERS)  # names that no one knows are refused in reading
+
+
 def _renamed(content: Columns, columns: Mapping[str, str], path: Path) -> Columns:
     absent = sorted(set(columns.values()) - set(content))
     if absent:

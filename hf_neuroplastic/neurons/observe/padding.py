@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST_PASSES = 64  # before a step, whose masks are kept
 logger = logging.getLogger(__name__)
 
 
@@ -64,6 +65,9 @@ class FrameMasks:
         """
         if torch.compiler.is_compiling():
             return
+        if not (module.training or torch.is_grad_enabled()):  # no backward pass will ask
+            self.forget()
+            return
         given = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(given, Tensor):
             return
@@ -75,6 +79,8 @@ class FrameMasks:
         self._again = None
         if module is self._layer:
             self._input, self._passes[place] = place, [known.on(given.device) for known in self._masks]
+            if len(self._passes) > MOST_PASSES:
+                del self._passes[next(iter(self._passes))]
         elif place == self._input:
             self._entries.add(module)
 

@@ -25,7 +25,7 @@ class Optimizers:
         given: the outermost objects. found: every torch optimizer that may hold state, the wrapping ones first.
 
     Raises:
-        TypeError: an object that is no torch optimizer and wraps none, or an LBFGS, whose state is that of all parameters.
+        TypeError: an object that is no torch optimizer and wraps none.
     """
 
     def __init__(self, given: Any) -> None:
@@ -38,13 +38,16 @@ class Optimizers:
                     f"optimizer must be a torch.optim.Optimizer, wrap one, or be a list of these, got {type(each).__name__}"
                 )
             self.found += [one for one in inside if not any(one is known for known in self.found)]
-        for one in self.found:
-            if isinstance(one, torch.optim.LBFGS):
-                raise TypeError(
-                    f"{type(one).__name__} keeps one state for all parameters, which cannot be reset neuron by neuron; use an "
-                    f"optimizer with state of the parameter's shape, such as NeuroPlastic or AdamW"
-                )
         self._held = {id(tensor) for one in self.found for group in one.param_groups for tensor in group["params"]}
+
+    @property
+    def innermost(self) -> list[Optimizer]:
+        """Those that wrap none."""
+        return [one for one in self.found if len(list(_inside(one))) == 1]
+
+    def hold(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of the tensors is held by an optimizer."""
+        return any(id(each) in self._held for each in tensors)
 
     def train(self, tensors: Iterable[Tensor]) -> bool:
         """Whether all tensors learn: none is frozen, and each is held by an optimizer, where any is given."""
@@ -99,19 +102,25 @@ def checked_optimizers(given: Any, sites: Sequence[Site], config: DropInConfig) 
     """The optimizers in `given`.
 
     Raises:
-        TypeError: as `Optimizers`; one that keeps state in 8 bits although neurons are to be changed.
-        ValueError: they train no weight of `sites`.
+        TypeError: as `Optimizers`; one that keeps state in 8 bits, or an LBFGS, although neurons are to be changed.
+        ValueError: they hold no weight of `sites`.
     """
     optimizers = Optimizers(given)
-    if optimizers.found and not any(optimizers.train([weight]) for site in sites for weight in site.weights):
+    if optimizers.found and not any(optimizers.hold(site.weights) for site in sites):
         tensors = [tensor for one in optimizers.found for group in one.param_groups for tensor in group["params"]]
         flat = f": {FLAT}" if tensors and all(tensor.ndim == 1 for tensor in tensors) else ""
         raise ValueError(
-            f"optimizer trains no parameter of the watched layers; pass the one that trains this model{flat}"
+            f"optimizer holds no parameter of the watched layers; pass the one that trains this model{flat}"
         )
     bits = [group.get("state_bits") for one in optimizers.found for group in one.param_groups]
     if config.changes_neurons and 8 in bits:
         raise TypeError("8-bit optimizer state cannot be reset neuron by neuron: use NeuroPlastic(..., state_bits=32)")
+    for one in optimizers.found if config.changes_neurons else ():
+        if isinstance(one, torch.optim.LBFGS):
+            raise TypeError(
+                f"{type(one).__name__} keeps one state for all parameters, which cannot be reset neuron by neuron; use an "
+                f"optimizer with state of the parameter's shape, such as NeuroPlastic or AdamW"
+            )
     return optimizers
 
 

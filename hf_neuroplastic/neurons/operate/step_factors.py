@@ -43,7 +43,7 @@ class StepFactors:
     def __init__(self, watched: Sequence[WatchedSite], all_neurons: NeuronStatistics, config: DropInConfig) -> None:
         self.sites, self.all_neurons, self.config = [known.site for known in watched], all_neurons, config
         self.optimizers: list[torch.optim.Optimizer] = []  # those that hold factors
-        self._given: list[torch.optim.Optimizer] = []
+        self._given: list[int] = []  # ids of the optimizers and of the tensors that they hold
         self._values = self._factors()
 
     def attach(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -52,7 +52,9 @@ class StepFactors:
         Raises:
             TypeError: a weight is trained by an optimizer without factors per neuron.
         """
-        if self.optimizers and list(map(id, optimizers)) == list(map(id, self._given)):
+        tensors = [tensor for each in optimizers for group in each.param_groups for tensor in group["params"]]
+        given = [id(each) for each in (*optimizers, *tensors)]
+        if self.optimizers and given == self._given:
             return
         if not optimizers:
             raise TypeError(
@@ -76,7 +78,7 @@ class StepFactors:
             if held is not None:
                 held[parameter] = factor
                 self.optimizers.append(trains[id(parameter)])
-        self._given = list(optimizers)
+        self._given = given
 
     def update(self) -> None:
         """Brings the factors to the neurons' present ages, in place and without a synchronisation."""

@@ -33,7 +33,8 @@ def apply_decisions(
     REPLACE gives the masked neurons fresh weights by `config.init` and `config.outgoing`; GROW activates slots in reserve
     with fresh incoming and zero outgoing weights; PRUNE silences neurons, folds their mean output into `down.bias` and puts
     them in reserve. In every case their optimizer state returns to its initial value, or follows the weights where it is a
-    copy of them, and their statistics are forgotten. Biases that do not learn stay as they are.
+    copy of them, and their statistics are forgotten. Where neurons are replaced, biases that do
+    not learn stay as they are.
 
     Everything that can be refused is refused before the first tensor is written.
 
@@ -63,7 +64,7 @@ def apply_decisions(
     ]
     unheard = [_unheard_inputs(known.site, mask, manner) for known, mask in zip(watched, masks, strict=True)]
     copies = [
-        [each for neurons in _learning(known.site.slices, optimizers) for each in followers(optimizers, neurons)]
+        [each for neurons in _written(known.site.slices, manner, optimizers) for each in followers(optimizers, neurons)]
         for known in watched
     ]
     biases = [_copied_biases(known.site, optimizers) for known in watched]
@@ -102,13 +103,14 @@ class _Manner(NamedTuple):
     outgoing: str
     silent: bool  # they go into reserve
     threshold: float  # new neurons are modelled on those that score above it
+    whole: bool  # frozen biases and the like are written too, since the slots were no neurons, or will be none
 
 
 def _manner(action: Action, config: DropInConfig) -> _Manner:
     if action is Action.PRUNE:
-        return _Manner("zero", "zero", True, config.threshold)
+        return _Manner("zero", "zero", True, config.threshold, True)
     outgoing = "zero" if action is Action.GROW else config.outgoing
-    return _Manner(config.init, outgoing, False, config.threshold)  # type: ignore[arg-type]
+    return _Manner(config.init, outgoing, False, config.threshold, action is Action.GROW)  # type: ignore[arg-type]
 
 
 def _effective_mask(decision: Decision, action: Action, known: WatchedSite, init: str) -> Tensor:
@@ -145,7 +147,7 @@ def _neuron_tensors(
     linear = site.down if isinstance(site.down, nn.Linear) else None
     folds = linear is not None and linear.bias is not None and optimizers.train([linear.bias])
     incoming = (
-        (weight, bias if bias is not None and optimizers.train([bias.tensor]) else None)
+        (weight, bias if bias is not None and (manner.whole or optimizers.train([bias.tensor])) else None)
         for weight, bias in site.incoming
     )
     return NeuronTensors(
@@ -161,18 +163,18 @@ def _neuron_tensors(
     )
 
 
-def _learning(slices: Sequence[NeuronSlice], optimizers: Optimizers) -> Iterator[NeuronSlice]:
-    """Those of parameters that learn, and all those of buffers."""
+def _written(slices: Sequence[NeuronSlice], manner: _Manner, optimizers: Optimizers) -> Iterator[NeuronSlice]:
+    """Those that the change writes: of parameters that learn, and of buffers."""
     for neurons in slices:
-        if not isinstance(neurons.tensor, nn.Parameter) or optimizers.train([neurons.tensor]):
+        if manner.whole or not isinstance(neurons.tensor, nn.Parameter) or optimizers.train([neurons.tensor]):
             yield neurons
 
 
 def _slices(site: Site, manner: _Manner, optimizers: Optimizers) -> Iterator[StateSlice]:
     """The optimizer state of the neurons, and those of their weights that a NeuronTensors has no name for."""
-    for neuron_slice in _learning(site.slices, optimizers):
+    for neuron_slice in _written(site.slices, manner, optimizers):
         yield from state_slices(optimizers, neuron_slice)
-    for neuron_slice in _learning(site.others, optimizers):
+    for neuron_slice in _written(site.others, manner, optimizers):
         yield StateSlice(neuron_slice.view, neuron_slice.dim, "zero" if manner.silent else neuron_slice.fill)
     if manner.outgoing == "zero":
         for neuron_slice in site.outgoing:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from hf_neuroplastic.audio import load_corpus, recognise
-from hf_neuroplastic.audio.corpora.layouts import FORMATS, Options
+from hf_neuroplastic.audio.corpora.layouts import FORMATS, Options, splits_of
 
 
 def audio(path, seed=0):
@@ -317,6 +317,17 @@ def test_tables_with_other_headings_and_labels(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             load_corpus(tmp_path / "list.csv", "eval", options=options)
+
+
+def test_a_table_has_the_splits_that_its_column_names(tmp_path):
+    for name in "ab":
+        audio(tmp_path / f"{name}.wav")
+    write(tmp_path / "list.csv", ["path,label,part", "a.wav,real,test", "b.wav,fake,training"])
+    options = Options(columns={"split": "part"})
+    assert splits_of(tmp_path / "list.csv", options=options) == ["train", "eval"]
+    assert load_corpus(tmp_path / "list.csv", "all", options=options)["label"][:] == [1, 0]
+    with pytest.raises(FileNotFoundError, match="has no split 'dev'; it has train, eval"):
+        load_corpus(tmp_path / "list.csv", "dev", options=options)
 
 
 def test_an_option_that_means_nothing_to_the_layout_is_refused(tmp_path):

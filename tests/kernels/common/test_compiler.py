@@ -5,6 +5,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import pytest
@@ -148,6 +150,24 @@ def test_what_is_not_as_it_was_built_is_built_again(source, forgotten, counted, 
     spoil(compiler.build(source))
     assert compiler.load(source).answer() == 42
     assert counted() == 2
+
+
+def test_builds_that_end_beside_this_one_disturb_nothing(tmp_path):
+    def others():
+        while not done:
+            with tempfile.TemporaryDirectory(dir=tmp_path, prefix=compiler.BUILDING):
+                pass
+
+    done = []
+    tmp_path.chmod(0o700)
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        for _ in range(300):
+            compiler.prepare(tmp_path)
+    finally:
+        done.append(True)
+        thread.join()
 
 
 @needs_compiler

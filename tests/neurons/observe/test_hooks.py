@@ -160,6 +160,18 @@ def test_two_passes_before_one_backward_have_their_own_masks_under_checkpointing
         torch.testing.assert_close(found, plain)
 
 
+def test_evaluation_keeps_no_masks():
+    model = tiny_model("wav2vec2")
+    dropin = DropIn(model)
+    with torch.no_grad():
+        for seed in range(3):
+            model.eval()(**tiny_batch("wav2vec2", padded=True, seed=seed))
+            assert not any(observer.masks._passes for observer in dropin._observers)
+        for seed in range(100):
+            model.train()(**tiny_batch("wav2vec2", padded=True, seed=seed))
+    assert all(len(observer.masks._passes) <= 64 for observer in dropin._observers)
+
+
 @pytest.mark.parametrize("mode", ["no_grad", "inference", "unpatched"])
 def test_nothing_is_observed_without_a_backward_pass(mode):
     model = tiny_model("wav2vec2")

@@ -232,6 +232,13 @@ def test_magnitudes_of_unknown_names_begin_at_the_survivors_mean():
     assert not state["gradients"][_mask()].any()
 
 
+def test_state_of_a_name_that_only_looks_like_a_copy_begins_at_zero():
+    model, dropin, optimizer = _trained(OPTIMIZERS["sgd"])
+    optimizer.state[model[0].weight]["z"] = torch.randn(10, 6)  # FTRL's sum of gradients, not schedule-free's weights
+    dropin.apply([Decision(Action.REPLACE, _mask())], optimizer)
+    assert not optimizer.state[model[0].weight]["z"][_mask()].any()
+
+
 class Subclass(torch.Tensor):
     """As torchao and FSDP keep state."""
 
@@ -280,11 +287,32 @@ def test_optimizers_that_cannot_be_reset_are_refused_at_the_first_step(make, wor
     assert dropin.step_count == 0
 
 
+def test_who_changes_no_neuron_may_use_any_optimizer():
+    model = tiny_mlp()
+    dropin, optimizer = DropIn(model, DropInConfig(max_fraction=0.0)), torch.optim.LBFGS(model.parameters(), max_iter=1)
+    model(torch.randn(8, 6)).square().sum().backward()
+    optimizer.step(lambda: torch.zeros(()))
+    dropin.step(optimizer)
+    assert dropin.step_count == 1
+
+
+def test_a_model_that_is_frozen_for_a_while_goes_on():
+    model = tiny_mlp()
+    dropin, optimizer = DropIn(model, DropInConfig(stop=None)), torch.optim.AdamW(model.parameters())
+    for learns in (True, False, True):
+        model[0].requires_grad_(learns)
+        model[2].weight.requires_grad_(learns)
+        model(torch.randn(8, 6)).square().sum().backward()
+        optimizer.step()
+        dropin.step(optimizer)
+    assert dropin.step_count == 3
+
+
 def test_flattened_parameters_are_named():
     model = tiny_mlp()
     flat = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
     wrapper = SimpleNamespace(optimizer=SimpleNamespace(optimizer=torch.optim.AdamW([flat])))
-    with pytest.raises(ValueError, match=r"trains no parameter of the watched layers.*DeepSpeed's ZeRO"):
+    with pytest.raises(ValueError, match=r"holds no parameter of the watched layers.*DeepSpeed's ZeRO"):
         DropIn(model, DropInConfig(stop=None)).step(wrapper)
 
 

@@ -78,6 +78,25 @@ def test_one_and_one_leave_the_optimizer_alone():
     assert all(torch.equal(value, graded[name]) for name, value in plain.items())
 
 
+def test_weights_that_an_optimizer_is_given_later_have_factors_too():
+    model = nn.ModuleDict({"a": tiny_mlp(), "b": tiny_mlp()})
+    dropin = DropIn(model, DropInConfig(max_fraction=0.0, young_plasticity=2.0, old_plasticity=0.0))
+    optimizer = NeuroPlastic(model["b"].parameters(), lr=0.1)
+
+    def step():
+        sum(part(torch.randn(4, 6)).square().sum() for part in model.values()).backward()
+        optimizer.step()
+        model.zero_grad()
+        dropin.step(optimizer)
+
+    step()
+    optimizer.add_param_group({"params": list(model["a"].parameters())})
+    dropin.scale_steps(optimizer)
+    before = model["a"][0].weight.detach().clone()
+    step()
+    assert torch.equal(model["a"][0].weight, before)
+
+
 def test_factors_age_in_place():
     _, _, optimizer, dropin = _stepped(DropInConfig(**NOBODY, **GRADED), steps=2)
     up = dropin.sites[0].up.weight

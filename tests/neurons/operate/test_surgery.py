@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tiny import FAMILIES, tiny_batch, tiny_mlp, tiny_model
+from torch import nn
 
-from hf_neuroplastic import DropIn, DropInConfig
+from hf_neuroplastic import DropIn, DropInConfig, grow
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
+from hf_neuroplastic.neurons.sites import inert_slots
 
 
 def _mask(width, *chosen):
@@ -130,3 +132,21 @@ def test_mixed_actions_are_refused():
     with pytest.raises(ValueError, match=r"all be .*REPLACE.*PRUNE"):
         dropin.apply([Decision(Action.REPLACE, masks[0]), Decision(Action.PRUNE, masks[1])])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_grown_channels_have_whole_normalization_though_that_is_frozen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 3, 3))
+    model[1].requires_grad_(False)
+    grow(model, 3)
+    assert model[1].weight.tolist() == [1.0] * 7
+
+
+def test_a_frozen_bias_does_not_wake_what_was_pruned():
+    model = tiny_mlp()
+    model[0].bias.requires_grad_(False)
+    dropin, optimizer = DropIn(model, DropInConfig(stop=None)), torch.optim.AdamW(model.parameters())
+    mask = torch.arange(10) < 4
+    dropin.apply([Decision(Action.PRUNE, mask)], optimizer)
+    assert torch.equal(dropin.statistics[0].active, ~mask)
+    assert torch.equal(inert_slots(dropin.sites[0]), mask)

@@ -1,5 +1,6 @@
 """Compiles a C++ file of this folder with the system's compiler, once for each machine, and loads it."""
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -96,9 +97,10 @@ def content_hash(path: Path) -> str:
 def kept(folder: Path, name: str) -> Path | None:
     """The library `name`-HASH.so of a folder whose content has that hash; others, cut short or of other people, are removed."""
     for path in sorted(folder.glob(f"{name}-*.so")):
-        if is_private(path) and path.stem == f"{name}-{content_hash(path)}":
-            return path
-        path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            if is_private(path) and path.stem == f"{name}-{content_hash(path)}":
+                return path
+            path.unlink()
     return None
 
 
@@ -111,8 +113,9 @@ def prepare(folder: Path) -> None:
             f"right to write from them (chmod go-w), or name a folder of your own {ELSEWHERE}"
         )
     for left in folder.glob(f"{BUILDING}*"):
-        if time.time() - left.stat().st_mtime > LONGEST_BUILD:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # a build that has just ended
+            if time.time() - left.stat().st_mtime > LONGEST_BUILD:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def put(fresh: Path, library: Path) -> None:

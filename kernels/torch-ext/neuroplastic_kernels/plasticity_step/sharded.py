@@ -21,7 +21,7 @@ ROWS, LEFT, PENDING = "rows of sums", "rows to be added up", "reductions under w
 
 
 class Left(NamedTuple):
-    """Rows [tensors, 5] that a step left: what they are added up over, see `_reduced_over`, and the states' sums they are for."""
+    """Rows [tensors, 5] that a step left; key: what the rows are added up over; sums: of the states that the rows are for."""
 
     key: Any
     rows: Tensor
@@ -41,7 +41,7 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def reduce_sums(workspaces: Sequence[dict[Any, Any]]) -> None:
-    """Starts to add up what the steps of these workspaces left: one all-reduce for each mesh. Call after the last list's step."""
+    """Starts to add up what the steps of these workspaces left: one all-reduce for each mesh. Call after all lists."""
     together: dict[Any, list[Left]] = {}
     for workspace in workspaces:
         for left in workspace.pop(LEFT, []):
