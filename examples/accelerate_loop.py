@@ -25,12 +25,8 @@ def sample(generator: torch.Generator, size: int = 32) -> tuple[torch.Tensor, to
     return bits + 0.1 * torch.randn(size, 6, generator=generator), value
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps")
-    parser.add_argument("--accumulate", type=int, default=2, help="batches per step")
-    options = parser.parse_args()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=options.accumulate)
+def train(accelerator: Accelerator, steps: int) -> str:
+    """What came of it, in words."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1 + accelerator.process_index)
     model = nn.Sequential(nn.Linear(6, 48), nn.ReLU(), nn.Linear(48, 15))
@@ -38,26 +34,35 @@ def main() -> None:
         model[0].bias[:24] = -10.0  # no input ever wakes these
     model.to(accelerator.device)
     config = DropInConfig(interval=20, maturity=20, max_fraction=0.1)
-    dropin = DropIn(model, config, total_steps=options.steps)  # before the model is wrapped
+    dropin = DropIn(model, config, total_steps=steps)  # before the model is wrapped
     model, optimizer = accelerator.prepare(model, NeuroPlastic(model.parameters(), lr=1e-2))
-    for _ in range(options.steps * options.accumulate):
+    for _ in range(steps * accelerator.gradient_accumulation_steps):
         inputs, target = (tensor.to(accelerator.device) for tensor in sample(generator))
         with accelerator.accumulate(model):
             accelerator.backward(nn.functional.cross_entropy(model(inputs), target))
             optimizer.step()
             optimizer.zero_grad()
             dropin.step(optimizer)  # counts whole steps only
-    report = dropin.report()
+    dead = dropin.report()["neuro/dead_fraction"]
     dropin.unpatch()
     inputs, target = (tensor.to(accelerator.device) for tensor in sample(torch.Generator().manual_seed(99), 4096))
     accuracy = (model(inputs).argmax(1) == target).float().mean().item()
     weights = torch.cat([p.detach().flatten() for p in accelerator.unwrap_model(model).parameters()])
-    digests = gather_object([hash(tuple(weights.tolist()))])
-    accelerator.print(
+    networks = set(gather_object([hash(tuple(weights.tolist()))]))
+    return (
         f"{accelerator.num_processes} processes, {dropin.step_count} steps: accuracy {accuracy:.3f}, dead neurons "
-        f"{100 * report['neuro/dead_fraction']:.0f} %, {len(set(digests))} different networks"
+        f"{100 * dead:.0f} %, {len(networks)} different networks"
     )
-    accelerator.end_training()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches per step")
+    options = parser.parse_args()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=options.accumulate)
+    accelerator.print(train(accelerator, options.steps))
+    accelerator.end_training()  # after the wrapped model is gone
 
 
 if __name__ == "__main__":

@@ -71,4 +71,4 @@ def test_accelerate_loop(processes):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{processes} processes, 100 steps: accuracy" in done.stdout
-    assert "dead neurons 0 %, 1 different networks" in done.stdout
+    assert "1 different networks" in done.stdout

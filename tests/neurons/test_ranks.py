@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 SCRIPT = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -38,7 +39,10 @@ for step in range(200):
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(every, mine)
     assert all(torch.equal(mine, other) for other in every), f"ranks differ after step {step}"
-print("events", dropin.events, flush=True)
+sys.stdout.write(f"events {dropin.events}\\n")
+sys.stdout.flush()
+dist.barrier()
+os._exit(0)  # gloo's threads now and then do not survive the end of Python
 """
 
 
