@@ -153,9 +153,12 @@ def _rows(workspace: dict[Any, Any], key: Any, sums: list[Tensor], parts: list[f
 
 
 def _start(key: Any, rows: Tensor) -> Any:
-    """Adds rows up over the processes that hold the other shards; the last reduction is not waited for."""
+    """Adds rows up over the processes that hold the other shards; on a device the last reduction is not waited for.
+
+    On the CPU it is: gloo aborts a process that ends while a reduction is under way.
+    """
     mesh, dims, *_ = key
     groups = [mesh.get_group(dim) for dim in dims]
     for group in groups[:-1]:
         dist.all_reduce(rows, group=group)
-    return dist.all_reduce(rows, group=groups[-1], async_op=True) if groups else None
+    return dist.all_reduce(rows, group=groups[-1], async_op=rows.is_cuda) if groups else None
