@@ -18,14 +18,14 @@ from .observe.health import neuron_health
 from .observe.hooks import Observer, observe
 from .observe.padding import FrameMask, FrameMasks
 from .observe.statistics import NeuronStatistics, reduce_sums, watched_sites
-from .operate.optimizer_state import require_resettable
-from .operate.optimizers import Optimizers, agree, checked_optimizers
+from .operate.admission import Admission
+from .operate.optimizers import Optimizers
 from .operate.resize import make_room
 from .operate.step_factors import StepFactors, freeze_existing
 from .operate.surgery import apply_decisions
-from .operate.synaptic_scaling import refuse_half_precision, scale_synapses
+from .operate.synaptic_scaling import scale_synapses
 from .operate.widths import HOOKS, fit_widths, reconcile, reconcile_after_load, refuse_other_widths
-from .sites import Site, find_sites, require_abilities, require_whole_site, select_sites
+from .sites import Site, find_sites, require_abilities, select_sites
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +99,7 @@ class DropIn:
         self._handles += [refuse_other_widths(model, sites), reconcile_after_load(model, self.watched)]
         # Layers that are frozen now and learn later would be missed without a word.
         found = find_sites(model, self.config.recurrent) if self.config.layers is None else []
-        self._frozen = [site for site in found if not site.trainable]
-        self._admitted: tuple[Any, ...] | None = None  # the optimizers, and how much state, that were checked last
-        self._told: set[str] = set()
+        self._admission = Admission(self.watched, [site for site in found if not site.trainable], self.config)
         if self.config.freeze_existing:
             self._handles += freeze_existing(self.watched)
         if state is not None:
@@ -199,7 +197,7 @@ class DropIn:
         if optimizers.skipped:
             self.discard()
             return
-        optimizers = self._admit(optimizer)
+        optimizers = self._admission.admit(optimizer)
         if self.total_steps is None and isinstance(self.config.stop, float) and self.config.max_fraction > 0:
             _say_once(
                 f"stop={self.config.stop} is a share of a training of unknown length: neurons are replaced to its end"
@@ -221,7 +219,7 @@ class DropIn:
             for decisions in plan_widths(self.watched, scores, self.config, targets):
                 self._carry_out(decisions, scores, optimizers)
         if due:
-            self._tell_what_was_not_seen()
+            self._admission.tell_what_was_not_seen()
             scores = self.scores()
             self._carry_out(plan_replacement(self.watched, scores, self.config), scores, optimizers)
         if due or targets:
@@ -247,7 +245,7 @@ class DropIn:
                 f"decisions must be {len(self.sites)} Decision objects, one per site in the order of `sites`, got "
                 f"{[type(decision).__name__ for decision in decisions]}"
             )
-        self._carry_out(decisions, self.scores(), self._admit(optimizer))
+        self._carry_out(decisions, self.scores(), self._admission.admit(optimizer))
         self._factors.update()
 
     def report(self) -> dict[str, float]:
@@ -286,66 +284,6 @@ class DropIn:
         """Watches the next step, or does not, by `observe_every`."""
         for observer in self._observers:
             observer.enabled = self.step_count % self.config.observe_every == 0
-
-    def _admit(self, optimizer: Any) -> Optimizers:
-        """The optimizers, after everything about them that can be refused was looked at, on every rank at the first time."""
-        error: Exception | None = None
-        try:
-            optimizers = checked_optimizers(optimizer, self.sites, self.config)
-            for site in self.sites:
-                require_whole_site(site)
-            if self.config.synaptic_lr > 0:
-                refuse_half_precision(self.sites)
-            for known in self.watched:
-                known.learns = optimizers.train(known.site.weights)
-                known.learns_whole = known.learns and optimizers.train(known.site.parameters)
-            key = (*map(id, optimizers.found), *(len(one.state) for one in optimizers.found))
-            if self.config.changes_neurons and key != self._admitted:
-                require_resettable(optimizers, [known.site for known in self.watched if known.learns])
-        except (TypeError, ValueError) as refusal:
-            error = refusal
-        if self._admitted is None:
-            agree(error)
-        elif error is not None:
-            raise error
-        self._admitted = key
-        self._tell_what_does_not_learn(optimizers)
-        return optimizers
-
-    def _tell_what_does_not_learn(self, optimizers: Optimizers) -> None:
-        why = "frozen, or held by no optimizer that DropIn.step was given; pass all optimizers as a list"
-        held = [known for known in self.watched if not known.learns]
-        self._tell("neurons of %s stay as they are: their weights are %s", [known.site.name for known in held], why)
-        parts = [known for known in self.watched if known.learns and not known.learns_whole]
-        self._tell(
-            "biases or normalization of %s stay as they are when neurons are replaced, and none are added or removed there: "
-            "they are %s",
-            [known.site.name for known in parts],
-            why,
-        )
-        thawed = [site.name for site in self._frozen if optimizers.train(site.weights)]
-        self._tell(
-            "%s was frozen when DropIn was made and is not watched; %s", thawed, "make a new DropIn to take it in"
-        )
-
-    def _tell_what_was_not_seen(self) -> None:
-        """At the first event, for which alone the device is asked."""
-        if "seen" not in self._told:
-            self._told.add("seen")
-            names = [
-                known.site.name for known in self.watched if known.learns and not bool(known.statistics.seen.any())
-            ]
-            why = "is it used, and does the loss reach it?"
-            self._tell(
-                "no gradient came to the neurons of %s since training began, and none is replaced: %s", names, why
-            )
-
-    def _tell(self, message: str, names: Sequence[str], more: str) -> None:
-        """Once for each name."""
-        new = [name for name in names if f"{message}{name}" not in self._told]
-        if new:
-            self._told |= {f"{message}{name}" for name in new}
-            logger.warning(message, ", ".join(new), more)
 
     def _carry_out(self, decisions: list[Decision], scores: list[Tensor], optimizers: Optimizers) -> None:
         changed = apply_decisions(
