@@ -126,7 +126,8 @@ def _run_rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
                 **{shown: f"{figures[name]:.3f}" if name in figures else "" for name, shown in FIGURES.items()},
             }
         )
-    return rows
+    empty = {shown for shown in FIGURES.values() if not any(row[shown] for row in rows)}
+    return [{heading: value for heading, value in row.items() if heading not in empty} for row in rows]
 
 
 def _attack_rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
