@@ -23,6 +23,7 @@ from hf_neuroplastic import (
 )
 from hf_neuroplastic.huggingface.checkpoint import INDEX_FILE, TENSOR_FILE, digest_of
 from hf_neuroplastic.neurons.observe.hooks import is_watched
+from hf_neuroplastic.neurons.operate.optimizers import Optimizers
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -170,6 +171,22 @@ def test_models_that_trainer_makes_itself_are_patched_one_after_the_other(tmp_pa
     assert min(map(int, callback.dropin.replaced)) > 0
     assert not any(is_watched(model) for model in made[:-1])
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_trainer_makes_the_optimizer_by_class_and_options(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=4, disable_tqdm=True)
+    callback = DropInCallback(BUSY)
+    trainer = Trainer(
+        model_init=lambda: tiny_model("ast"),
+        args=args,
+        train_dataset=Samples("ast"),
+        callbacks=[callback],
+        optimizer_cls_and_kwargs=(NeuroPlastic, {"lr": 1e-3, "weight_decay": 0.01}),
+    )
+    trainer.train()
+    (inner,) = Optimizers(trainer.optimizer).found
+    assert isinstance(inner, NeuroPlastic)
+    assert min(map(int, callback.dropin.replaced)) > 0
 
 
 def test_a_callback_of_another_trainer_is_refused(tmp_path):

@@ -77,3 +77,22 @@ def test_defaults_follow_the_base(base, betas, decoupled, activity, statistics):
     assert group["decoupled_weight_decay"] is decoupled
     assert (group["activity"], group["statistics"]) == (activity, statistics)
     assert group["max_update_norm"] is None
+
+
+def test_tensors_that_were_flattened_are_refused_or_told(caplog):
+    class FlatParameter(torch.nn.Parameter):
+        """As torch's FSDP names its own."""
+
+    with pytest.raises(TypeError, match=r"FlatParameter of FSDP.*use_orig_params=True"):
+        NeuroPlastic([FlatParameter(torch.zeros(10))])
+    params = [torch.nn.Parameter(torch.zeros(3, 2)), torch.nn.Parameter(torch.zeros(3))]
+    optimizer = NeuroPlastic(params)
+    flat = torch.nn.Parameter(torch.zeros(9))
+    flat.grad = torch.ones(9)
+    optimizer.param_groups[0]["params"] = [flat]  # as DeepSpeed's ZeRO does
+    with pytest.raises(TypeError, match=r"was given 2 tensors and holds one vector of 9 elements.*DeepSpeed's ZeRO"):
+        optimizer.step()
+    assert not flat.any()
+    assert not caplog.text
+    NeuroPlastic([torch.nn.Parameter(torch.zeros(5000))])
+    assert "a group holds one vector of 5000 elements" in caplog.text
