@@ -102,6 +102,28 @@ def compare_with_an_idle_group(rank):
         assert all(state["sums"].all() for state in optimizers[0].state_dict()["state"].values())
 
 
+def round_at_random(rank):
+    """The same bits whatever the sharding; without plasticity, since sums of another order differ in the last bit."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for placement in (Shard(0), Shard(1), Replicate()):
+        torch.manual_seed(0)
+        start = torch.randn(5, 7, dtype=torch.bfloat16)
+        params = [
+            torch.nn.Parameter(distribute_tensor(start.clone(), mesh, [placement])),
+            torch.nn.Parameter(start.clone()),
+        ]
+        options = {"lr": 1e-3, "strength": 0.0, "stochastic_rounding": True, "seed": 5}
+        optimizers = [NeuroPlastic([p], **options) for p in params]
+        for _ in range(5):
+            gradient = torch.randn(5, 7, dtype=torch.bfloat16)
+            params[0].grad = distribute_tensor(gradient, mesh, [placement])
+            params[1].grad = gradient
+            for optimizer in optimizers:
+                optimizer.step()
+        assert torch.equal(params[0].full_tensor(), params[1].detach())
+        assert not torch.equal(params[1].detach(), start)
+
+
 def compare_hybrid(rank):
     """Replicas of shards (HSDP)."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
@@ -188,6 +210,8 @@ def run(rank, comparison, processes, port):
         (compare, 4),
         (compare_in_two_dimensions, 4),
         (compare_with_an_idle_group, 2),
+        (round_at_random, 2),
+        (round_at_random, 3),
         (compare_hybrid, 4),
         (compare_placements, 2),
         (count, 2),

@@ -67,12 +67,25 @@ def narrow(
     """Puts p and the new state where they are kept, rounded."""
     rounds = stochastic_rounding and param.dtype == torch.bfloat16
     if rounds or "scales" in state:
-        index = torch.arange(p.numel(), device=p.device).view(p.shape)
+        index = element_numbers(param, p)
         words = philox(seed, index, state["step"].to(p.device, torch.int64), 0, number)
         p = rounded_to_bfloat16(p.contiguous(), words[0]) if rounds else p
         eight_bit.store(state, values, words[1:])
     if p.dtype != param.dtype:
         local(param).copy_(p)
+
+
+def element_numbers(whole: Any, p: Tensor) -> Tensor:
+    """Of the elements of p, `whole` itself or this process's shard of it, within the whole: the same however it is split."""
+    if not hasattr(whole, "device_mesh"):
+        return torch.arange(p.numel(), device=p.device).view(p.shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, starts = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, whole.placements)
+    index = torch.zeros((), dtype=torch.int64, device=p.device)
+    for size, start, full in zip(p.shape, starts, whole.shape, strict=True):
+        index = (index * full).unsqueeze(-1) + torch.arange(start, start + size, device=p.device)
+    return index.view(p.shape)
 
 
 def rounded_to_bfloat16(values: Tensor, word: Tensor) -> Tensor:
