@@ -20,8 +20,8 @@ MAGNITUDES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "trace", "square_avg", "acc_delta", "exp_inf", "sum", "variance", "row_var", "col_var",
     "exp_avg_sq_row", "exp_avg_sq_col", "step_size", "state2",
 })  # fmt: skip
-# Copies or averages of the weights: ASGD, schedule-free, Lookahead, SAM, Prodigy. They follow the weights.
-COPIES = frozenset({"ax", "slow_buffer", "slow_param", "slow_params", "cached_params", "old_p", "p0"})
+# Copies or averages of the weights: ASGD, Lookahead, SAM. They follow the weights.
+COPIES = frozenset({"ax", "slow_buffer", "slow_param", "slow_params", "cached_params", "old_p"})
 # Neither, whatever the values look like: running means of gradients and steps.
 MOMENTA = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "prev", "state1", "s"})
 NEAR = 0.5  # of the weights' norm: state of another name that lies nearer to the weights is a copy of them
