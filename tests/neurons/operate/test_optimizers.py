@@ -77,6 +77,12 @@ def test_state_in_the_shards_of_zero_redundancy_is_reset(tmp_path):
     try:
         model = tiny_mlp()
         optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, lr=1e-2)
+        aged = DropIn(model, DropInConfig(max_fraction=0.0, old_plasticity=0.5))
+        plastic = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=NeuroPlastic, lr=1e-2)
+        aged.scale_steps(plastic)
+        assert set(map(id, plastic.optim.neuron_factors)) == set(map(id, aged.sites[0].parameters))
+        aged.unpatch()
+        assert not plastic.optim.neuron_factors
         dropin = DropIn(model, EAGER)
         for _ in range(3):
             model(torch.randn(8, 6)).square().mean().backward()
