@@ -99,7 +99,7 @@ class DropIn:
         self._handles += [refuse_other_widths(model, sites), reconcile_after_load(model, self.watched)]
         # Layers that are frozen now and learn later would be missed without a word.
         found = find_sites(model, self.config.recurrent) if self.config.layers is None else []
-        self._admission = Admission(self.watched, [site for site in found if not site.trainable], self.config)
+        self._admission = Admission(model, self.watched, [site for site in found if not site.trainable], self.config)
         if self.config.freeze_existing:
             self._handles += freeze_existing(self.watched)
         if state is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from neuroplastic_kernels import uniform
 
 from ..observe.statistics import NeuronStatistics
-from ..sites import NeuronSlice, Site
+from ..sites import Site, per_neuron
 
 RANDOM_CRITERION = 2  # word of the random counter: keeps these draws apart from those of the new weights
 
@@ -32,13 +32,7 @@ def gradient(site: Site, statistics: NeuronStatistics) -> Tensor:
 
 def utility(site: Site, statistics: NeuronStatistics) -> Tensor:
     """mean|z| * sum of |outgoing weights| (continual backprop, Dohare et al., Nature 2024)."""
-    return statistics.activity * sum(_magnitude(neuron_slice) for neuron_slice in site.outgoing)
-
-
-def _magnitude(neuron_slice: NeuronSlice) -> Tensor:
-    """[N] float32: the sum of |weight| per neuron."""
-    weight = neuron_slice.view.float().abs()
-    return weight.sum([dim for dim in range(weight.ndim) if dim != neuron_slice.dim])
+    return statistics.activity * sum(per_neuron(site.outgoing, lambda weights: weights.float().abs()))
 
 
 CRITERIA: dict[str, Callable[[Site, NeuronStatistics], Tensor]] = {

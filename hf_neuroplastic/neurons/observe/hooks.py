@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
-from neuroplastic_kernels import record_neuron_sums
+from neuroplastic_kernels import is_sharded, record_neuron_sums
 
 from ..sites import Site
 from .padding import FrameMasks, frame_masks
@@ -25,10 +25,11 @@ class Observer:
     """
 
     def __init__(
-        self, site: Site, all_neurons: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: Tensor
+        self, site: Site, all_neurons: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: nn.Module
     ) -> None:
         self.all_neurons, self.statistics, self.masks, self.enabled = all_neurons, statistics, masks, True
-        self.home = home  # where this is, there are the statistics
+        self.home = home  # where its weight is, there are the statistics
+        self.name = site.name
         self.neuron_dim = site.neuron_dim
         self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
 
@@ -40,8 +41,8 @@ class Observer:
     @property
     def sums(self) -> Tensor:
         """Where the sums of this pass go: the statistics' own, or their probe if the pass is being compiled."""
-        if self.all_neurons.sums.device != self.home.device:
-            _move(self.all_neurons, self.home.device)
+        if self.all_neurons.sums.device != self.home.weight.device:
+            _move(self.all_neurons, self.home.weight.device)
         return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.sums
 
     def token_mask(self, z: Tensor) -> Tensor | None:
@@ -59,6 +60,11 @@ class Observer:
         """z, which will be recorded when its gradient passes."""
         if not (self.active and z.requires_grad):
             return z
+        if is_sharded(z) or z.shape[self.neuron_dim] != self.statistics.weight.numel():
+            raise TypeError(
+                f"each process sees a part of the neurons of {self.name!r}: DropIn works on shards of fully_shard (FSDP2), not "
+                f"under tensor parallelism; train data-parallel (DDP), or exclude the layer with DropInConfig(layers=...)"
+            )
         return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -122,7 +128,7 @@ def observe(
     handles: list[RemovableHandle] = [
         module.register_forward_pre_hook(frame_mask, with_kwargs=True) for module, frame_mask in takers
     ]
-    home = watched[0].site.weights[0]
+    home = watched[0].site.down
     observers: list[Observer] = []
     for known, site_masks in zip(watched, masks, strict=True):
         kind = InputObserver if known.site.watch == "input" else Observer

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from ..config import DropInConfig
 from ..observe.statistics import WatchedSite
-from ..sites import Site, require_whole_site
+from ..sites import Site, require_operable_site
 from .optimizer_state import require_resettable
 from .optimizers import Optimizers, agree, checked_optimizers
 from .synaptic_scaling import refuse_half_precision
@@ -21,12 +23,15 @@ class Admission:
     """The checks before a step.
 
     Args:
+        model: the model that holds them.
         watched: the watched sites, whose `learns` and `learns_whole` follow the optimizers.
         frozen: sites that are not watched, since they were frozen when the DropIn was made.
     """
 
-    def __init__(self, watched: Sequence[WatchedSite], frozen: Sequence[Site], config: DropInConfig) -> None:
-        self.watched, self.frozen, self.config = watched, frozen, config
+    def __init__(
+        self, model: nn.Module, watched: Sequence[WatchedSite], frozen: Sequence[Site], config: DropInConfig
+    ) -> None:
+        self.model, self.watched, self.frozen, self.config = model, watched, frozen, config
         self._checked: tuple[int, ...] | None = None  # the optimizers, and how much state, that were looked at last
         self._told: set[str] = set()
 
@@ -34,7 +39,7 @@ class Admission:
         """The optimizers, after everything that can be refused was looked at, the first time on every rank.
 
         Raises:
-            TypeError, ValueError: see `checked_optimizers`, `require_resettable`, `require_whole_site`. RuntimeError: another
+            TypeError, ValueError: see `checked_optimizers`, `require_resettable`, `require_operable_site`. RuntimeError: another
                 rank refuses.
         """
         error: Exception | None = None
@@ -54,7 +59,7 @@ class Admission:
     def _require(self, optimizers: Optimizers) -> tuple[int, ...]:
         sites = [known.site for known in self.watched]
         for site in sites:
-            require_whole_site(site)
+            require_operable_site(self.model, site, freezes=self.config.freeze_existing)
         if self.config.synaptic_lr > 0:
             refuse_half_precision(sites)
         for known in self.watched:

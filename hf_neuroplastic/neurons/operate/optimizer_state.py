@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuroplastic_kernels import Fill, StateSlice
+from neuroplastic_kernels import Fill, StateSlice, is_sharded, part_of
 
 from ..sites import NeuronSlice, Site
 from .optimizers import Optimizers
@@ -76,8 +76,9 @@ class Follower(NamedTuple):
 
     def follow(self, mask: Tensor) -> None:
         """Copies the masked neurons' weights into the state. mask: [N] bool."""
-        chosen = mask.view([-1 if d == self.dim else 1 for d in range(self.weight.ndim)])
-        self.state.copy_(torch.where(chosen, self.weight.to(self.state.dtype), self.state))
+        state, weight = part_of(self.state), part_of(self.weight).tensor
+        chosen = mask[state.span(self.dim)].view([-1 if d == self.dim else 1 for d in range(weight.ndim)])
+        state.tensor.copy_(torch.where(chosen, weight.to(state.tensor.dtype), state.tensor))
 
 
 def state_slices(optimizers: Optimizers, neurons: NeuronSlice | None) -> tuple[StateSlice, ...]:
@@ -151,7 +152,7 @@ def _fill(name: str, value: Tensor) -> Fill:
 
 def _is_copy(name: str, value: Any, parameter: Tensor) -> bool:
     """Whether state equals or averages the weights; told by the name, and for names unknown here by the values."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or name in MAGNITUDES | MOMENTA:
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or name in MAGNITUDES | MOMENTA | WHOLE:
         return False
     if name in COPIES:
         return True
@@ -166,15 +167,23 @@ def _owned(optimizer: str, state: dict[str, Any], parameter: Tensor, dim: int) -
             raise _refused(optimizer, name, f"is a {type(value).__name__} of tensors that mix all neurons")
         if name in WHOLE or not isinstance(value, Tensor) or (value.numel() <= 1 and value.shape != parameter.shape):
             continue
-        if type(value) not in (Tensor, nn.Parameter):
-            kind = "sharded" if hasattr(value, "device_mesh") else "quantised"
-            raise _refused(optimizer, name, f"is a {type(value).__name__}, {kind}")
+        if is_sharded(value):
+            if not _shards_alike(value, parameter):
+                raise _refused(optimizer, name, "is sharded otherwise than its parameter")
+            if name not in MAGNITUDES | MOMENTA | COPIES:
+                raise _refused(optimizer, name, "is sharded and of an unknown name, so that no shard tells what it means")
+        elif type(value) not in (Tensor, nn.Parameter):
+            raise _refused(optimizer, name, f"is a {type(value).__name__}, quantised")
         along = _neuron_dim(optimizer, name, value, parameter, dim)
         if along is None:
             continue
         if not value.is_floating_point():
             raise _refused(optimizer, name, f"is {value.dtype}, quantised")
         yield name, value, along
+
+
+def _shards_alike(value: Any, parameter: Any) -> bool:
+    return is_sharded(parameter) and value.shape == parameter.shape and value.placements == parameter.placements
 
 
 def _listed(value: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..observe.statistics import WatchedSite
-from ..sites import Site, inert_slots
+from ..sites import Site, all_inert_slots
 from .resize import reserve
 
 
@@ -48,10 +48,9 @@ def reconcile(watched: Sequence[WatchedSite], *, to_sleep: bool = True) -> None:
     A rollback, the best checkpoint or an EMA copy may have put other weights there. What was known of a neuron that woke up is
     forgotten. to_sleep: False leaves active what is 0, as where the weights of a state are loaded only after the state.
     """
-    for known in watched:
-        if known.site.refusal("be silenced") is not None:
-            continue
-        live, statistics = ~inert_slots(known.site), known.statistics
+    able = [known for known in watched if known.site.refusal("be silenced") is None]
+    for known, inert in zip(able, all_inert_slots([known.site for known in able]), strict=True):
+        live, statistics = ~inert, known.statistics
         statistics.begin_anew(live & ~statistics.active)
         statistics.active.copy_(live if to_sleep else live | statistics.active)
 

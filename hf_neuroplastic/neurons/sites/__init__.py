@@ -1,9 +1,9 @@
 """Hidden neurons: their slices of tensors, and the search for layers of neurons in a model."""
 
 from .feed_forward import ARCHITECTURES
-from .requirements import require_abilities, require_ability, require_whole, require_whole_site
+from .requirements import require_abilities, require_ability, require_operable_site, require_whole, require_whole_site
 from .search import find_sites, select_sites
-from .site import Fold, IncomingSlices, NeuronSlice, Site, inert_slots, silences
+from .site import Fold, IncomingSlices, NeuronSlice, Site, all_inert_slots, inert_slots, per_neuron, silences
 
 __all__ = [
     "ARCHITECTURES",
@@ -11,10 +11,13 @@ __all__ = [
     "IncomingSlices",
     "NeuronSlice",
     "Site",
+    "all_inert_slots",
     "find_sites",
     "inert_slots",
+    "per_neuron",
     "require_abilities",
     "require_ability",
+    "require_operable_site",
     "require_whole",
     "require_whole_site",
     "select_sites",

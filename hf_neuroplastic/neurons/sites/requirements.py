@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from neuroplastic_kernels import is_sharded, split_over
 
 from ..config import DropInConfig
 from .site import Ability, Site
@@ -50,10 +53,10 @@ def require_whole_site(site: Site) -> None:
 def require_whole(name: str, layer: nn.Module) -> None:
     """`require_whole_site` for one layer."""
     for weight, shape in _weights(layer):
-        if hasattr(weight, "device_mesh") or weight.shape != shape:
+        if is_sharded(weight) or weight.shape != shape:
             raise TypeError(
-                f"a weight of {name!r} is sharded (FSDP or ZeRO-3), and DropIn needs whole neurons; train data-parallel (DDP), "
-                f"or without DropIn"
+                f"a weight of {name!r} is sharded, or flattened (FSDP1, ZeRO-3): make the DropIn, and room for growth, before "
+                f"the model is sharded by fully_shard (FSDP2); otherwise train data-parallel (DDP), or without DropIn"
             )
         if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
             raise TypeError(
@@ -65,6 +68,42 @@ def require_whole(name: str, layer: nn.Module) -> None:
                 f"a weight of {name!r} is recomputed from other parameters (weight_norm, spectral_norm, pruning), so a change "
                 f"to it would be lost; remove that before DropIn"
             )
+
+
+def require_operable_site(model: nn.Module, site: Site, *, freezes: bool) -> None:
+    """As `require_whole_site`, but takes weights that `fully_shard` has split, each once.
+
+    Raises:
+        TypeError: as there; shards of other makers, or of a kind of layer that is no feed-forward layer of Linears by itself.
+        freezes: the configuration freezes what exists, by hooks that shards do not call.
+    """
+    if not any(is_sharded(weight) for weight in site.weights):
+        return require_whole_site(site)
+    reason = None
+    if not _fully_sharded(model, site.name):
+        reason = "by tensor parallelism or by hand, not by fully_shard (FSDP2), so that no process sees its neurons whole"
+    elif any(len(split_over(weight)) > 1 for weight in site.weights):
+        reason = f"more than once, as {[weight.placements for weight in site.weights]}"  # type: ignore[attr-defined]
+    elif site.chained or not all(isinstance(layer, nn.Linear) for layer in site.layers):
+        reason = "and is no feed-forward layer of Linears by itself"
+    elif freezes:
+        reason = "and freeze_existing=True works through gradients of whole weights"
+    if reason is not None:
+        raise TypeError(
+            f"{site.name!r} is sharded {reason}; train data-parallel (DDP), or exclude the layer with DropInConfig(layers=...)"
+        )
+
+
+def _fully_sharded(model: nn.Module, path: str) -> bool:
+    """Whether `fully_shard` was called on the module at `path` of `model`, on a part, or on a module around."""
+    around = [model, *(model.get_submodule(path[:end]) for end in _ends(path))]
+    return any(isinstance(module, FSDPModule) for module in (*around, *around[-1].modules()))
+
+
+def _ends(path: str) -> Iterator[int]:
+    yield from (index for index, letter in enumerate(path) if letter == ".")
+    if path:
+        yield len(path)
 
 
 def _weights(layer: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from neuroplastic_kernels import Fill
+from neuroplastic_kernels import Fill, add_over_shards, part_of
 
 Ability = Literal["be silenced", "change its width", "be split", "be scaled", "be separated"]
 
@@ -159,15 +160,39 @@ def incoming_of(layer: Any) -> IncomingSlices:
 
 def silences(site: Site) -> bool:
     """Whether a neuron with zero weights outputs 0: its activation maps 0 to 0, or a gate multiplies a projection of 0."""
-    return site.gate is not None or site.activation(torch.zeros(1)).item() == 0.0
+    return site.gate is not None or site.activation.forward(torch.zeros(1)).item() == 0.0  # past hooks
+
+
+def per_neuron(slices: Sequence[NeuronSlice], measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """For each slice, [N] float32: the sum of `measure` over the entries of each neuron; one all-reduce over shards in all."""
+    totals = []
+    for neurons in slices:
+        part = part_of(neurons.tensor.detach())
+        block = neurons.block_of(part.tensor, neurons.dim)
+        held = measure(block.movedim(neurons.dim, 0).flatten(1) if block.ndim > 1 else block.unsqueeze(1)).sum(1)
+        total = torch.zeros(neurons.tensor.shape[neurons.dim] // neurons.blocks, device=held.device)
+        total[part.span(neurons.dim) if neurons.blocks == 1 else slice(None)] = held.float()
+        totals.append(total)
+    add_over_shards([(total, neurons.tensor) for total, neurons in zip(totals, slices, strict=True)])
+    return totals
 
 
 def inert_slots(site: Site) -> Tensor:
     """[N] bool: slots in reserve, whose parameters are all 0; none where zero parameters do not silence a neuron."""
-    inert = torch.ones(site.width, dtype=torch.bool, device=site.weights[0].device)
-    if site.refusal("be silenced"):
-        return ~inert
-    for neuron_slice in site.slices:
-        if isinstance(neuron_slice.tensor, nn.Parameter):
-            inert &= ~neuron_slice.view.movedim(neuron_slice.dim, 0).reshape(site.width, -1).any(dim=1)
+    return all_inert_slots([site])[0]
+
+
+def all_inert_slots(sites: Sequence[Site]) -> list[Tensor]:
+    """`inert_slots` of each site."""
+    able = [site.refusal("be silenced") is None for site in sites]
+    inert = [torch.full((site.width,), yes, device=site.weights[0].device) for site, yes in zip(sites, able, strict=True)]
+    learned = [
+        (slots, each)
+        for site, yes, slots in zip(sites, able, inert, strict=True)
+        for each in site.slices
+        if yes and isinstance(each.tensor, nn.Parameter)
+    ]
+    filled = per_neuron([each for _, each in learned], lambda entries: entries != 0)
+    for (slots, _), count in zip(learned, filled, strict=True):
+        slots &= count == 0
     return inert

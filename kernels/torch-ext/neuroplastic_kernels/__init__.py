@@ -1,6 +1,7 @@
 """Operations for plasticity during fine-tuning: each a PyTorch reference, most with a fused form of the same signature."""
 
 from .common.philox import uniform
+from .common.shards import add_over_shards, is_sharded, part_of, split_over
 from .dispatch import (
     BACKENDS,
     FUSED_DTYPES,
@@ -30,16 +31,20 @@ __all__ = [
     "NeuronTensors",
     "StateSlice",
     "activation_name",
+    "add_over_shards",
     "eight_bit",
     "ffn_activation",
     "is_flat",
+    "is_sharded",
     "neuron_reinit",
     "neuron_sums",
+    "part_of",
     "plasticity_step",
     "record_neuron_sums",
     "reduce_sums",
     "select",
     "settle",
+    "split_over",
     "state_dtype",
     "synaptic_scale",
     "uniform",

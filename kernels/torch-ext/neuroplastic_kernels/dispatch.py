@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .common.shards import is_sharded
 from .ffn_activation.reference import ffn_activation as ffn_activation_reference
 from .neuron_reinit.neurons import NeuronTensors
 from .neuron_reinit.reference import neuron_reinit as neuron_reinit_reference
@@ -136,7 +137,7 @@ def plasticity_step(
     """
     like = [next((param for param in params if param.dtype in FUSED_DTYPES), params[0])] if params else []
     form = select("plasticity_step", backend, params if backend == "native" else like)
-    if any(map(sharded.is_sharded, params)):
+    if any(map(is_sharded, params)):
         sharded.plasticity_step(form, params, grads, states, **options)
     else:
         form(params, grads, states, **options)
@@ -152,9 +153,14 @@ def ffn_activation(
 def neuron_reinit(sites: Sequence[NeuronTensors], *, backend: str = "auto", **options: Any) -> None:
     """New weights and initial optimizer state for the masked neurons of all sites; see `neuron_reinit.reference`."""
     written = [tensor for site in sites for tensor in site.written()]
-    select("neuron_reinit", backend, written)(sites, **options)
+    select("neuron_reinit", _for_shards(backend, written), written)(sites, **options)
 
 
 def synaptic_scale(incoming: Sequence[Tensor], *statistics: Any, backend: str = "auto", **options: Any) -> None:
     """One step of synaptic scaling for every site, in place; see `synaptic_scale.reference`."""
-    select("synaptic_scale", backend, incoming)(incoming, *statistics, **options)
+    select("synaptic_scale", _for_shards(backend, incoming), incoming)(incoming, *statistics, **options)
+
+
+def _for_shards(backend: str, tensors: Sequence[Tensor]) -> str:
+    """Tensors that are split over processes go by the reference, which alone knows of logical places."""
+    return "reference" if any(map(is_sharded, tensors)) else backend

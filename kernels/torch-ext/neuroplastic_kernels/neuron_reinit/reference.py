@@ -1,15 +1,18 @@
 """Rebirth of neurons: fresh incoming weights, silent outgoing weights, initial optimizer state."""
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.philox import normal, uniform
+from ..common.shards import add_over_shards, entries, is_sharded, part_of, put, split_along, wide
 from .neurons import Incoming, Init, NeuronTensors, StateSlice, templates
 
+Words = tuple[int, int, int, int]  # seed, event, site, and what is drawn
 SPLIT_WORD = 1  # word of the random counter: what is drawn
 
 
@@ -51,6 +54,10 @@ def neuron_reinit(
     Randomness is counter-based (see philox): element d of row i of site s at event e always gets the same number for a seed.
     Everything outside the masked slices, the donors' columns and down_bias keeps its bits.
 
+    Tensors may be split over processes (DTensor, once, along any dimension) if no two sites share one: each process writes
+    what it holds, and one all-reduce for each mesh brings together what new neurons take after. Numbers and logical places are those of the whole
+    tensors, and sums go in float64, so that sharding changes no bit (but for sums that fall upon the edge of a rounding).
+
     Reads the mask back to find the chosen neurons (free on CPU, a synchronisation on a GPU). `workspace` is for the fused
     form.
 
@@ -59,24 +66,11 @@ def neuron_reinit(
     """
     if init == "split":
         check_split(sites)
-    for tensors in sites:
-        chosen = tensors.mask.nonzero().squeeze(1)
-        if chosen.numel() == 0:
-            continue
-        modelled = templates(tensors.survivors).nonzero().squeeze(1)
-        if outgoing == "zero":
-            _fold_mean_output(tensors, chosen)
-        if init == "split":
-            _split(tensors, chosen, seed, event)
-        else:
-            for entry, up in enumerate(tensors.incoming):
-                index = _element_index(chosen, math.prod(up.weight.shape[1:]))
-                noise = normal(seed, index, event, tensors.site, weight_word(entry))
-                _fresh_rows(up, chosen, modelled, noise, init, std)
-            if outgoing == "zero" and tensors.down_weight is not None:
-                tensors.down_weight[:, chosen] = 0.0
-        for state in tensors.state:
-            _reset_state(state, chosen, modelled)
+    rebirths = [_rebirth(tensors, init, std, outgoing, seed, event) for tensors in sites]
+    if any(is_sharded(tensor) for tensors in sites for tensor in tensors.written()):
+        add_over_shards([each for rebirth in rebirths for each in next(rebirth, ())])
+    for rebirth in rebirths:
+        deque(rebirth, maxlen=0)  # to its end
 
 
 def check_split(sites: Sequence[NeuronTensors]) -> None:
@@ -93,59 +87,112 @@ def check_split(sites: Sequence[NeuronTensors]) -> None:
             )
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _fold_mean_output(tensors: NeuronTensors, chosen: Tensor) -> None:
-    if tensors.down_weight is None or tensors.down_bias is None or tensors.mean_output is None:
+def _rebirth(
+    tensors: NeuronTensors, init: Init, std: float, outgoing: str, seed: int, event: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """One site: measures, yields the sums that are still to be completed over shards, then writes."""
+    chosen = tensors.mask.nonzero().squeeze(1)
+    if chosen.numel() == 0:
         return
-    dtype = _accumulation_dtype(tensors.down_weight)
-    contribution = tensors.down_weight[:, chosen].to(dtype) @ tensors.mean_output[chosen].to(dtype)
-    tensors.down_bias.add_(contribution)
+    modelled = templates(tensors.survivors).nonzero().squeeze(1)
+    down, sums = tensors.down_weight, list[tuple[Tensor, Tensor]]()
+    gone = _mean_contribution(tensors, chosen, sums) if outgoing == "zero" else None
+    if init == "split":
+        assert down is not None  # check_split
+        assert tensors.donors is not None
+        donors = tensors.donors[chosen]
+        copies = [(part, _taken(part, 0, donors, sums)) for up in tensors.incoming for part in up if part is not None]
+        columns = _taken(down, 1, donors, sums)
+    models = [_row_sums(up, modelled, sums) if init == "layer" else None for up in tensors.incoming]
+    totals = [_total(state, modelled, sums) for state in tensors.state]
+    yield sums
+
+    if gone is not None and tensors.down_bias is not None:
+        bias = part_of(tensors.down_bias)
+        bias.tensor.add_(gone[bias.span(0)])
+    if init == "split":
+        for part, rows in copies:
+            put(part, 0, chosen, rows)
+        _share(down, chosen, donors, columns, (seed, event, tensors.site, SPLIT_WORD))
+    else:
+        for entry, (up, model) in enumerate(zip(tensors.incoming, models, strict=True)):
+            words = seed, event, tensors.site, weight_word(entry)
+            _fresh_rows(up, chosen, model, modelled.numel(), init, std, words)
+        if outgoing == "zero" and down is not None:
+            put(down, 1, chosen, 0.0)
+    for (tensor, dim, _), total in zip(tensors.state, totals, strict=True):
+        mean = 0.0 if total is None else (total / modelled.numel()).repeat_interleave(chosen.numel(), dim)
+        put(tensor, dim, chosen, mean)
 
 
-def _element_index(chosen: Tensor, columns: int) -> Tensor:
-    return chosen.unsqueeze(1) * columns + torch.arange(columns, device=chosen.device)
+def _taken(tensor: Tensor, dim: int, places: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+    found = entries(tensor, dim, places)
+    if split_along(tensor, dim):
+        sums.append((found, tensor))
+    return found
 
 
-def _fresh_rows(up: Incoming, chosen: Tensor, modelled: Tensor, noise: Tensor, init: Init, std: float) -> None:
-    """noise: [chosen, inputs], standard normal."""
-    weight, bias = up
-    mean, fresh_bias = 0.0, 0.0
-    if init == "layer":
-        rows = weight[modelled].to(_accumulation_dtype(weight))
-        mean, std = float(rows.mean()), float(rows.std(unbiased=False))
-        fresh_bias = 0.0 if bias is None else float(bias[modelled].to(rows.dtype).mean())
+def _mean_contribution(
+    tensors: NeuronTensors, chosen: Tensor, sums: list[tuple[Tensor, Tensor]]
+) -> Tensor | None:
+    """[M]: what the chosen neurons give on average."""
+    if tensors.down_weight is None or tensors.down_bias is None or tensors.mean_output is None:
+        return None
+    down = part_of(tensors.down_weight)
+    held, columns = down.find(chosen, 1)
+    gone = down.tensor.new_zeros(tensors.down_weight.shape[0], dtype=wide(down.tensor))
+    gone[down.span(0)] = down.tensor[:, columns].to(gone.dtype) @ tensors.mean_output[chosen[held]].to(gone.dtype)
+    sums.append((gone, tensors.down_weight))
+    return gone
+
+
+def _row_sums(up: Incoming, modelled: Tensor, sums: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """[2] and [1]: sums of the models' weights and of their squares, and of their biases."""
+    rows = entries(up.weight, 0, modelled)
+    of_weights = torch.stack([rows.sum(), rows.square().sum()])
+    of_biases = rows.new_zeros(1) if up.bias is None else entries(up.bias, 0, modelled).sum(0, keepdim=True)
+    sums += [(of_weights, up.weight), (of_biases, up.weight if up.bias is None else up.bias)]
+    return of_weights, of_biases
+
+
+def _total(state: StateSlice, modelled: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The sum over the models, which dimension `dim` keeps with one entry; None where new entries are 0."""
+    if state.fill == "zero":
+        return None
+    total = entries(state.tensor, state.dim, modelled).sum(state.dim, keepdim=True)
+    if split_along(state.tensor, state.dim):
+        sums.append((total, state.tensor))
+    return total
+
+
+def _fresh_rows(
+    up: Incoming, chosen: Tensor, sums: tuple[Tensor, Tensor] | None, models: int, init: Init, std: float, words: Words
+) -> None:
+    """sums: of `_row_sums` over so many models, for init="layer". words: seed, and the random counter's."""
+    inputs, mean, fresh_bias = math.prod(up.weight.shape[1:]), 0.0, 0.0
+    if sums is not None:
+        mean, square = (sums[0] / max(1, models * inputs)).tolist()
+        std, fresh_bias = math.sqrt(max(0.0, square - mean * mean)), float(sums[1]) / models
     elif init == "fan_in":
-        std = 1.0 / math.sqrt(3.0 * max(1, noise.shape[1]))
+        std = 1.0 / math.sqrt(3.0 * max(1, inputs))
     elif init == "zero":
         std = 0.0
-    weight[chosen] = (mean + std * noise).to(weight.dtype).view(chosen.numel(), *weight.shape[1:])
-    if bias is not None:
-        bias[chosen] = fresh_bias
+    part = part_of(up.weight)
+    held, rows = part.find(chosen, 0)
+    columns = torch.arange(inputs, device=chosen.device).view(1, *up.weight.shape[1:])[:, part.span(1)]
+    seed, event, site, word = words
+    noise = normal(seed, chosen[held].view(-1, *[1] * (columns.ndim - 1)) * inputs + columns, event, site, word)
+    part.tensor[rows] = (mean + std * noise).to(part.tensor.dtype)
+    if up.bias is not None:
+        put(up.bias, 0, chosen, fresh_bias)
 
 
-def _split(tensors: NeuronTensors, chosen: Tensor, seed: int, event: int) -> None:
-    down, donors = tensors.down_weight, tensors.donors
-    assert down is not None  # check_split
-    assert donors is not None
-    donors = donors[chosen]
-    for tensor in (part for up in tensors.incoming for part in up if part is not None):
-        tensor[chosen] = tensor[donors]
-    share = 0.4 + 0.2 * uniform(seed, _element_index(chosen, down.shape[0]), event, tensors.site, SPLIT_WORD).T
-    column = down[:, donors]
-    given = (column * share).to(down.dtype)
-    down[:, chosen] = given
-    down[:, donors] = column - given
-
-
-def _reset_state(state: StateSlice, chosen: Tensor, modelled: Tensor) -> None:
-    tensor, dim, fill = state
-    if fill == "zero":
-        tensor.index_fill_(dim, chosen, 0.0)
-        return
-    source = tensor.index_select(dim, modelled).to(_accumulation_dtype(tensor))
-    mean = source.mean(dim, keepdim=True).to(tensor.dtype)
-    shape = [chosen.numel() if d == dim else size for d, size in enumerate(tensor.shape)]
-    tensor.index_copy_(dim, chosen, mean.expand(shape))
+def _share(down: Tensor, chosen: Tensor, donors: Tensor, columns: Tensor, words: Words) -> None:
+    """Parts the donors' columns [m, K], of the rows held here, between them and the chosen neurons."""
+    seed, event, site, word = words
+    rows = torch.arange(down.shape[0], device=chosen.device)[part_of(down).span(0)]
+    share = 0.4 + 0.2 * uniform(seed, chosen * down.shape[0] + rows.unsqueeze(1), event, site, word)
+    columns = columns.to(down.dtype)
+    given = (columns * share).to(down.dtype)
+    put(down, 1, chosen, given)
+    put(down, 1, donors, columns - given)

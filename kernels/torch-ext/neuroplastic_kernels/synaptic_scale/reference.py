@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.shards import part_of
+
 
 @torch.no_grad()
 def synaptic_scale(
@@ -31,7 +33,7 @@ def synaptic_scale(
     neurons: those active and observed. Where it is not finite, and for all other neurons, nothing changes.
 
     Args:
-        incoming: per site [N_i, D...], any float dtype.
+        incoming: per site [N_i, D...], any float dtype, whole or split over processes (DTensor).
         firsts: per site, where its neurons begin in the tensors below, which hold N neurons of all sites.
         scale: [N] float32, the factors s applied so far.
         average: [N] float32, moving average of the neurons' |output|, not bias-corrected.
@@ -47,7 +49,8 @@ def synaptic_scale(
     for rows, first in zip(incoming, firsts, strict=True):
         here = slice(first, first + rows.shape[0])
         factor = _factor(scale[here], _error(activity[here], counted[here], target), rate, scale_range).to(rows.dtype)
-        rows.mul_(factor.view(-1, *[1] * (rows.ndim - 1)))
+        part = part_of(rows)
+        part.tensor.mul_(factor[part.span(0)].view(-1, *[1] * (rows.ndim - 1)))
         scale[here].mul_(factor)
 
 
