@@ -234,8 +234,8 @@ def refuse(rank):
         after(shards, DropInConfig(freeze_existing=True, **EVENTFUL))
     with pytest.raises(TypeError, match=r"8-bit optimizer state"):
         after(shards, optimizer=lambda params, lr: NeuroPlastic(params, lr=lr, state_bits=8))
+    chain = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)]
     with pytest.raises(TypeError, match=r"no feed-forward layer of Linears by itself"):
-        chain = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)]
         after(shards, build=lambda: nn.Sequential(*chain))
 
     def tensor_parallel(model):
@@ -272,7 +272,7 @@ def run(rank, works, processes, port):
 
 
 @pytest.mark.parametrize(
-    ("processes", "works"), [*WORK.items(), pytest.param(2, (agree_with_ddp,), id="2-ddp")], ids=str
+    ("processes", "works"), [*WORK.items(), (2, (agree_with_ddp,))], ids=["two", "three", "four", "beside ddp"]
 )
 def test_shards(processes, works):
     with socket.socket() as probe:

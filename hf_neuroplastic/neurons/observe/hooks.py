@@ -25,7 +25,12 @@ class Observer:
     """
 
     def __init__(
-        self, site: Site, all_neurons: NeuronStatistics, statistics: NeuronStatistics, masks: FrameMasks, home: nn.Module
+        self,
+        site: Site,
+        all_neurons: NeuronStatistics,
+        statistics: NeuronStatistics,
+        masks: FrameMasks,
+        home: nn.Module,
     ) -> None:
         self.all_neurons, self.statistics, self.masks, self.enabled = all_neurons, statistics, masks, True
         self.home = home  # where its weight is, there are the statistics

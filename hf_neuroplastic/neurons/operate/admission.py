@@ -39,8 +39,8 @@ class Admission:
         """The optimizers, after everything that can be refused was looked at, the first time on every rank.
 
         Raises:
-            TypeError, ValueError: see `checked_optimizers`, `require_resettable`, `require_operable_site`. RuntimeError: another
-                rank refuses.
+            TypeError, ValueError: see `checked_optimizers`, `require_resettable`, `require_operable_site`.
+            RuntimeError: another rank refuses.
         """
         error: Exception | None = None
         try:

@@ -171,7 +171,9 @@ def _owned(optimizer: str, state: dict[str, Any], parameter: Tensor, dim: int) -
             if not _shards_alike(value, parameter):
                 raise _refused(optimizer, name, "is sharded otherwise than its parameter")
             if name not in MAGNITUDES | MOMENTA | COPIES:
-                raise _refused(optimizer, name, "is sharded and of an unknown name, so that no shard tells what it means")
+                raise _refused(
+                    optimizer, name, "is sharded and of an unknown name, so that no shard tells what it means"
+                )
         elif type(value) not in (Tensor, nn.Parameter):
             raise _refused(optimizer, name, f"is a {type(value).__name__}, quantised")
         along = _neuron_dim(optimizer, name, value, parameter, dim)

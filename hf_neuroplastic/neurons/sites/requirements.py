@@ -81,7 +81,9 @@ def require_operable_site(model: nn.Module, site: Site, *, freezes: bool) -> Non
         return require_whole_site(site)
     reason = None
     if not _fully_sharded(model, site.name):
-        reason = "by tensor parallelism or by hand, not by fully_shard (FSDP2), so that no process sees its neurons whole"
+        reason = (
+            "by tensor parallelism or by hand, not by fully_shard (FSDP2), so that no process sees its neurons whole"
+        )
     elif any(len(split_over(weight)) > 1 for weight in site.weights):
         reason = f"more than once, as {[weight.placements for weight in site.weights]}"  # type: ignore[attr-defined]
     elif site.chained or not all(isinstance(layer, nn.Linear) for layer in site.layers):

@@ -185,7 +185,9 @@ def inert_slots(site: Site) -> Tensor:
 def all_inert_slots(sites: Sequence[Site]) -> list[Tensor]:
     """`inert_slots` of each site."""
     able = [site.refusal("be silenced") is None for site in sites]
-    inert = [torch.full((site.width,), yes, device=site.weights[0].device) for site, yes in zip(sites, able, strict=True)]
+    inert = [
+        torch.full((site.width,), yes, device=site.weights[0].device) for site, yes in zip(sites, able, strict=True)
+    ]
     learned = [
         (slots, each)
         for site, yes, slots in zip(sites, able, inert, strict=True)

@@ -55,8 +55,8 @@ def neuron_reinit(
     Everything outside the masked slices, the donors' columns and down_bias keeps its bits.
 
     Tensors may be split over processes (DTensor, once, along any dimension) if no two sites share one: each process writes
-    what it holds, and one all-reduce for each mesh brings together what new neurons take after. Numbers and logical places are those of the whole
-    tensors, and sums go in float64, so that sharding changes no bit (but for sums that fall upon the edge of a rounding).
+    what it holds, and one all-reduce for each mesh brings together what new neurons take after. Numbers are those of the
+    whole tensors, and sums go in float64, so that sharding changes no bit (but for sums on the edge of a rounding).
 
     Reads the mask back to find the chosen neurons (free on CPU, a synchronisation on a GPU). `workspace` is for the fused
     form.
@@ -110,7 +110,7 @@ def _rebirth(
     if gone is not None and tensors.down_bias is not None:
         bias = part_of(tensors.down_bias)
         bias.tensor.add_(gone[bias.span(0)])
-    if init == "split":
+    if init == "split" and down is not None:
         for part, rows in copies:
             put(part, 0, chosen, rows)
         _share(down, chosen, donors, columns, (seed, event, tensors.site, SPLIT_WORD))
@@ -132,9 +132,7 @@ def _taken(tensor: Tensor, dim: int, places: Tensor, sums: list[tuple[Tensor, Te
     return found
 
 
-def _mean_contribution(
-    tensors: NeuronTensors, chosen: Tensor, sums: list[tuple[Tensor, Tensor]]
-) -> Tensor | None:
+def _mean_contribution(tensors: NeuronTensors, chosen: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """[M]: what the chosen neurons give on average."""
     if tensors.down_weight is None or tensors.down_bias is None or tensors.mean_output is None:
         return None
