@@ -104,7 +104,9 @@ def _rebirth(
         copies = [(part, _taken(part, 0, donors, sums)) for up in tensors.incoming for part in up if part is not None]
         columns = _taken(down, 1, donors, sums)
     models = [_row_sums(up, modelled, sums) if init == "layer" else None for up in tensors.incoming]
-    totals = [_total(state, modelled, sums) for state in tensors.state]
+    apart = [state for state in tensors.state if state.fill == "mean" and split_along(state.tensor, state.dim)]
+    totals = {state: _total(state, modelled) for state in apart}
+    sums += [(total, state.tensor) for state, total in totals.items()]
     yield sums
 
     if gone is not None and tensors.down_bias is not None:
@@ -120,9 +122,12 @@ def _rebirth(
             _fresh_rows(up, chosen, model, modelled.numel(), init, std, words)
         if outgoing == "zero" and down is not None:
             put(down, 1, chosen, 0.0)
-    for (tensor, dim, _), total in zip(tensors.state, totals, strict=True):
-        mean = 0.0 if total is None else (total / modelled.numel()).repeat_interleave(chosen.numel(), dim)
-        put(tensor, dim, chosen, mean)
+    for state in tensors.state:
+        value: Tensor | float = 0.0
+        if state.fill == "mean":  # of what the slices before have left: a weight within a layer has two
+            total = totals[state] if state in totals else _total(state, modelled)
+            value = (total / modelled.numel()).repeat_interleave(chosen.numel(), state.dim)
+        put(state.tensor, state.dim, chosen, value)
 
 
 def _taken(tensor: Tensor, dim: int, places: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -153,14 +158,9 @@ def _row_sums(up: Incoming, modelled: Tensor, sums: list[tuple[Tensor, Tensor]])
     return of_weights, of_biases
 
 
-def _total(state: StateSlice, modelled: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """The sum over the models, which dimension `dim` keeps with one entry; None where new entries are 0."""
-    if state.fill == "zero":
-        return None
-    total = entries(state.tensor, state.dim, modelled).sum(state.dim, keepdim=True)
-    if split_along(state.tensor, state.dim):
-        sums.append((total, state.tensor))
-    return total
+def _total(state: StateSlice, modelled: Tensor) -> Tensor:
+    """The sum over the models, which dimension `dim` keeps with one entry."""
+    return entries(state.tensor, state.dim, modelled).sum(state.dim, keepdim=True)
 
 
 def _fresh_rows(
