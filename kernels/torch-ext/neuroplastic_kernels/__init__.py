@@ -7,6 +7,7 @@ from .dispatch import (
     ffn_activation,
     neuron_reinit,
     plasticity_step,
+    plasticity_steps,
     select,
     synaptic_scale,
 )
@@ -15,7 +16,7 @@ from .ffn_activation.reference import activation_name, record_neuron_sums
 from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
 from .plasticity_step import eight_bit
 from .plasticity_step.reference import SUMS, Hyperparameters, NeuronFactor
-from .plasticity_step.sharded import reduce_sums, settle
+from .plasticity_step.sharded import settle
 from .plasticity_step.storage import is_flat, state_dtype
 
 __all__ = [
@@ -36,8 +37,8 @@ __all__ = [
     "neuron_reinit",
     "neuron_sums",
     "plasticity_step",
+    "plasticity_steps",
     "record_neuron_sums",
-    "reduce_sums",
     "select",
     "settle",
     "state_dtype",
