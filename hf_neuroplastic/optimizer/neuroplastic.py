@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity_steps, select, settle
+from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, is_sharded, plasticity_steps, select, settle
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
@@ -244,7 +244,7 @@ class NeuroPlastic(Optimizer):
         """
         params = group["params"]
         grads = [param.grad for param in params]
-        if not any(grad is not None or hasattr(param, "device_mesh") for param, grad in zip(params, grads, strict=True)):
+        if not any(grad is not None or is_sharded(param) for param, grad in zip(params, grads, strict=True)):
             return None
         states = [self.state.get(param) or {} for param in params]
         for number, (param, state, grad) in enumerate(zip(params, states, grads, strict=True)):
@@ -261,16 +261,20 @@ class NeuroPlastic(Optimizer):
 
     def _gradient_factors(self, lists: Sequence[dict[str, Any] | None]) -> dict[float | None, Tensor | None]:
         """For each `max_grad_norm`, what the gradients that are clipped to this norm are multiplied by; None for by 1."""
-        grads: dict[float | None, list[Tensor]] = {}
+        held: dict[float | None, tuple[list[Tensor], list[Tensor | None]]] = {}
         for group, tensors in zip(self.param_groups, lists, strict=True):
-            held = () if tensors is None else tensors["grads"]
-            dense = (
-                grad for grad in held if grad is not None and grad.layout is torch.strided
-            )  # others: see plasticity_step
-            grads.setdefault(group["max_grad_norm"], []).extend(dense)
+            params, grads = held.setdefault(group["max_grad_norm"], ([], []))
+            if tensors is not None:
+                dense = [grad is not None and grad.layout is torch.strided for grad in tensors["grads"]]  # see plasticity_step
+                params += tensors["params"]
+                grads += [grad if is_dense else None for grad, is_dense in zip(tensors["grads"], dense, strict=True)]
         finite_only = any(group["skip_nonfinite"] for group in self.param_groups)
         scale = getattr(self, "grad_scale", None)
-        return {norm: gradient_factor(held, norm, scale, finite_only) for norm, held in grads.items() if held}
+        return {
+            norm: gradient_factor(grads, norm, scale, finite_only, params)
+            for norm, (params, grads) in held.items()
+            if any(grad is not None for grad in grads) or any(map(is_sharded, params))
+        }
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[param]

@@ -16,7 +16,7 @@ from .ffn_activation.reference import activation_name, record_neuron_sums
 from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
 from .plasticity_step import eight_bit
 from .plasticity_step.reference import SUMS, Hyperparameters, NeuronFactor
-from .plasticity_step.sharded import settle
+from .plasticity_step.sharded import add_up, added_up_over, aligned, is_sharded, settle
 from .plasticity_step.storage import is_flat, state_dtype
 
 __all__ = [
@@ -31,9 +31,13 @@ __all__ = [
     "NeuronTensors",
     "StateSlice",
     "activation_name",
+    "add_up",
+    "added_up_over",
+    "aligned",
     "eight_bit",
     "ffn_activation",
     "is_flat",
+    "is_sharded",
     "neuron_reinit",
     "neuron_sums",
     "plasticity_step",

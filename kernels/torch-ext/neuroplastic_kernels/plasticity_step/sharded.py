@@ -75,6 +75,35 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def added_up_over(tensor: Any, dtype: torch.dtype) -> Any:
+    """The mesh, its dimensions over which a tensor is split, and the dtype and device of what is added up over them."""
+    mesh = tensor.device_mesh
+    inside = mesh.get_coordinate() is not None
+    dims = tuple(dim for dim, each in enumerate(tensor.placements) if inside and not each.is_replicate())
+    return mesh, dims, dtype, tensor.device
+
+
+def add_up(parts: Sequence[tuple[Any, Tensor]], waits: bool = True) -> list[Reduction]:
+    """Starts to add parts up over the processes, each over those of its key, by one all-reduce for each key and dimension.
+
+    parts: keys of `added_up_over`, and numbers that are replaced by their sums once the reductions are finished.
+    """
+    together: dict[Any, list[Tensor]] = {}
+    for key, part in parts:
+        together.setdefault(key, []).append(part)
+    reductions = []
+    for (mesh, dims, *_), each in together.items():
+        if dims:
+            numbers = torch.cat([part.flatten() for part in each])
+            groups = [mesh.get_group(dim) for dim in dims]
+            for group in groups[:-1]:
+                dist.all_reduce(numbers, group=group)
+            # On the CPU every reduction is waited for: gloo aborts a process that ends while one is under way.
+            work = dist.all_reduce(numbers, group=groups[-1], async_op=numbers.is_cuda and not waits)
+            reductions.append(Reduction(work, numbers, each))
+    return reductions
+
+
 def settle(workspaces: Sequence[dict[Any, Any]]) -> None:
     """Waits for the sums of the last step, and puts them into the states. Call before the states are read."""
     for workspace in workspaces:
@@ -135,7 +164,7 @@ def _localized(
             size = params[number]._local_tensor.shape[dim]
             factors[number] = factor._replace(values=factor.values.narrow(0, box.starts[dim], size))
         held[number] = {name: _local(value) for name, value in held[number].items()}
-    gradients = [None if grad is None else _aligned(param, grad) for param, grad in zip(params, grads, strict=True)]
+    gradients = [None if grad is None else aligned(param, grad) for param, grad in zip(params, grads, strict=True)]
     passes = form(
         list(map(_local, params)), gradients, held, workspace=workspace, shards=boxes,
         neuron_factors=None if neuron_factors is None else factors, **options,
@@ -156,20 +185,12 @@ def _box(param: Any, workspace: dict[Any, Any]) -> Shard:
     return found
 
 
-def _added_up_over(param: Any) -> Any:
-    """The mesh, its dimensions over which a tensor is split, and the dtype and device of the sums."""
-    mesh = param.device_mesh
-    inside = mesh.get_coordinate() is not None
-    dims = tuple(dim for dim, each in enumerate(param.placements) if inside and not each.is_replicate())
-    return mesh, dims, state_dtype(param), param.device
-
-
 def _rows(params: Sequence[Any], grads: Sequence[Any], states: list[Any], workspace: dict[Any, Any]) -> list[Rows]:
     """Rows for the sharded tensors, in memory that stays the same; in their `states` the rows take the place of the sums."""
     places: dict[Any, list[int]] = {}
     for number, param in enumerate(params):
         if is_sharded(param):
-            places.setdefault(_added_up_over(param), []).append(number)
+            places.setdefault(added_up_over(param, state_dtype(param)), []).append(number)
     held, rows = workspace.setdefault(ROWS, {}), list[Rows]()
     for key, numbers in places.items():
         if key not in held or len(held[key]) != len(numbers):
@@ -186,22 +207,8 @@ def _rows(params: Sequence[Any], grads: Sequence[Any], states: list[Any], worksp
 
 
 def _reductions(left: Sequence[tuple[Local, slice]], waits: bool) -> list[Reduction]:
-    """Starts to add the columns of these lists' rows up, all that have a key together."""
-    together: dict[Any, list[Tensor]] = {}
-    for each, columns in left:
-        for rows in each.rows:
-            if rows.key[1]:
-                together.setdefault(rows.key, []).append(rows.values[:, columns])
-    reductions = []
-    for (mesh, dims, *_), parts in together.items():
-        numbers = torch.cat([part.flatten() for part in parts])
-        groups = [mesh.get_group(dim) for dim in dims]
-        for group in groups[:-1]:
-            dist.all_reduce(numbers, group=group)
-        # On the CPU every reduction is waited for: gloo aborts a process that ends while one is under way.
-        work = dist.all_reduce(numbers, group=groups[-1], async_op=numbers.is_cuda and not waits)
-        reductions.append(Reduction(work, numbers, parts))
-    return reductions
+    """Starts to add these columns of the lists' rows up."""
+    return add_up([(rows.key, rows.values[:, columns]) for each, columns in left for rows in each.rows], waits)
 
 
 def _arrivals(local: Local) -> Iterator[Arrival]:
@@ -219,7 +226,7 @@ def _arrivals(local: Local) -> Iterator[Arrival]:
             yield Arrival([states[numbers[place]]["sums"] for place in places], values, places, stays)
 
 
-def _aligned(param: Any, grad: Any) -> Tensor:
+def aligned(param: Any, grad: Any) -> Tensor:
     """The local gradient, split as the parameter is."""
     if not is_sharded(param):
         return grad
