@@ -47,14 +47,14 @@ def total_norm(grads: Sequence[Tensor], finite_only: bool) -> Tensor:
 
 
 def norm_over_processes(params: Sequence[Any], grads: Sequence[Any], finite_only: bool) -> Tensor:
-    """`total_norm` where some tensors are sharded: one all-reduce for each mesh, of a float64 number or, with finite_only, of two
-    for each tensor. Sharded parameters without a gradient count as 0, so that processes with other gradients still meet. Raises
-    RuntimeError in a process outside the mesh of a parameter."""
+    """`total_norm` where some tensors are sharded: one all-reduce for each mesh, of a float64 number or, with finite_only, of
+    two for each tensor. Sharded parameters without a gradient count as 0, so that processes with other gradients still meet.
+    Raises RuntimeError in a process outside the mesh of a parameter."""
     numbers: dict[Any, list[Tensor]] = {}
     if any(is_sharded(param) and param.device_mesh.get_coordinate() is None for param in params):
         raise RuntimeError(
-            "max_grad_norm limits the norm of all gradients together, but this process is not in the mesh of some parameters and "
-            "cannot know theirs; give these parameters an optimizer of their own, on their processes, or max_grad_norm=None"
+            "max_grad_norm limits the norm of all gradients together, but this process is not in the mesh of some parameters "
+            "and cannot know theirs; give these parameters an optimizer of their own, on their processes, or max_grad_norm=None"
         )
     for param, grad in zip(params, grads, strict=True):
         if grad is not None or is_sharded(param):
@@ -66,6 +66,8 @@ def norm_over_processes(params: Sequence[Any], grads: Sequence[Any], finite_only
     sums = {key: torch.stack(each) if finite_only else torch.stack(each).sum(0)[:1] for key, each in numbers.items()}
     for reduction in add_up([(key, each) for key, each in sums.items() if key is not None]):
         reduction.finish()
-    squares = [torch.where(each[:, 1] > 0, 0.0, each[:, 0]).sum() if finite_only else each.sum() for each in sums.values()]
+    squares = [
+        torch.where(each[:, 1] > 0, 0.0, each[:, 0]).sum() if finite_only else each.sum() for each in sums.values()
+    ]
     norm = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
     return norm.to(torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32)

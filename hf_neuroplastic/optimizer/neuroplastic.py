@@ -69,8 +69,8 @@ class NeuroPlastic(Optimizer):
         stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
         seed: of that rounding and of 8-bit state's.
         state_bits: 32, or 8 to keep the state in about 2 bytes per parameter rather than 8. Contiguous float32 and
-            half-precision tensors of at least 4096 elements take it whose rows (what an index of the first dimension holds) are a
-            multiple of 16 elements; others stay as they are, matrices with a warning. Whole and sharded tensors have the same
+            half-precision tensors of at least 4096 elements take it whose rows (what an index of the first dimension holds) are
+            a multiple of 16 elements; others stay as they are, matrices with a warning. Whole and sharded tensors have the same
             codes; a tensor that is sharded along another dimension than its first is refused. Meant for CUDA: on the CPU it is
             slow. DropIn does not replace neurons under it.
         backend: "auto": Triton on CUDA devices, C++ on the CPU, PyTorch where neither can run. "fused" (Triton), "native" (C++)
@@ -265,7 +265,9 @@ class NeuroPlastic(Optimizer):
         for group, tensors in zip(self.param_groups, lists, strict=True):
             params, grads = held.setdefault(group["max_grad_norm"], ([], []))
             if tensors is not None:
-                dense = [grad is not None and grad.layout is torch.strided for grad in tensors["grads"]]  # see plasticity_step
+                dense = [
+                    grad is not None and grad.layout is torch.strided for grad in tensors["grads"]
+                ]  # see plasticity_step
                 params += tensors["params"]
                 grads += [grad if is_dense else None for grad, is_dense in zip(tensors["grads"], dense, strict=True)]
         finite_only = any(group["skip_nonfinite"] for group in self.param_groups)

@@ -65,10 +65,14 @@ def refuse_cut_blocks(params: Sequence[Any], group: int) -> None:
         if takes_eight_bits(param, 8) and any(split):
             raise ValueError(
                 f"state_bits=8 keeps a scale for blocks within rows, but parameter {index} of group {group}, of shape "
-                f"{tuple(param.shape)}, is sharded along dimension {max(split)}; shard its first dimension, or put the parameter "
-                "into a group with state_bits=32"
+                f"{tuple(param.shape)}, is sharded along dimension {max(split)}; shard its first dimension, or put the "
+                "parameter into a group with state_bits=32"
             )
-    odd = [p for p in params if p.ndim > 1 and p.numel() >= eight_bit.SMALLEST and not eight_bit.has_blocks_in_rows(p.shape)]
+    odd = [
+        p
+        for p in params
+        if p.ndim > 1 and p.numel() >= eight_bit.SMALLEST and not eight_bit.has_blocks_in_rows(p.shape)
+    ]
     if odd:
         logger.warning(
             "state_bits=8: %d matrices of group %d, such as one of shape %s, keep 32 bits: 8-bit state needs a multiple of %d "
@@ -165,7 +169,9 @@ def restored(param: Tensor, entry: dict[str, Any], group: dict[str, Any], counte
         target.copy_(torch.as_tensor(values[name] if as_is else own_part(values[name])))
     if coded and not as_is:
         part = own_part(param)
-        moments = {name: own_part(values.get(name, torch.zeros(()))).to(part.device).expand(part.shape) for name in names}
+        moments = {
+            name: own_part(values.get(name, torch.zeros(()))).to(part.device).expand(part.shape) for name in names
+        }
         eight_bit.store(own_parts(state), {name: each.float() for name, each in moments.items()})
     return state
 

@@ -80,7 +80,7 @@ class Pair:
 
 
 def same_codes(rank):
-    """Of 8-bit state, with scales, by the reference and by the kernels. strength 0: sums of another order differ in a last bit."""
+    """Of 8-bit state, with scales, by the reference and the kernels. strength 0: sums of another order differ in a last bit."""
     for backend, trace in itertools.product(("reference", *BACKENDS[2:]), ("rms", "trace")):
         options = {"strength": 0.0, "state_bits": 8, "backend": backend, "activity": trace}
         pair = Pair([Shard(0)] * len(SHAPES), **options).run()
@@ -95,7 +95,13 @@ def same_codes(rank):
 def same_rounding(rank):
     """Of bfloat16 parameters, by every form."""
     for backend in BACKENDS:
-        options = {"strength": 0.0, "stochastic_rounding": True, "backend": backend, "lr": 1e-3, "dtype": torch.bfloat16}
+        options = {
+            "strength": 0.0,
+            "stochastic_rounding": True,
+            "backend": backend,
+            "lr": 1e-3,
+            "dtype": torch.bfloat16,
+        }
         Pair([Shard(0)] * len(SHAPES), **options, groups=2).run().assert_close(0)
     Pair([Shard(1)], [(5, 7)], **{**options, "backend": "reference"}).run().assert_close(0)
     Pair([Shard(0)] * len(SHAPES), **{**options, "state_bits": 8, "backend": BACKENDS[-1]}).run().assert_close(0)
@@ -131,7 +137,9 @@ def skip_together(rank):
 
 
 def factors_reach_their_neurons(rank):
-    for backend, options, dim, placement in itertools.product(BACKENDS, ({}, {"base": "gradient"}), (0, -1), (Shard(0), Shard(1))):
+    for backend, options, dim, placement in itertools.product(
+        BACKENDS, ({}, {"base": "gradient"}), (0, -1), (Shard(0), Shard(1))
+    ):
         pair = Pair([placement] * 2, [(5, 7), (3, 64)], backend=backend, **options)
         for optimizer, params in zip(pair.optimizers, (pair.whole, pair.sharded), strict=True):
             values = torch.arange(params[0].shape[dim], dtype=torch.float32) / 3
@@ -155,7 +163,11 @@ def an_overflow_changes_nothing(rank):
         for optimizer in pair.optimizers:
             optimizer.found_inf = torch.ones(())
         pair.run(1)
-        assert all(torch.equal(*each) for pairs in zip(before, pair.tensors(), strict=True) for each in zip(*pairs, strict=True))
+        assert all(
+            torch.equal(*each)
+            for pairs in zip(before, pair.tensors(), strict=True)
+            for each in zip(*pairs, strict=True)
+        )
 
 
 def meet_without_gradients(rank):
@@ -178,7 +190,9 @@ def two_meshes(rank):
     ranks = list(range(dist.get_world_size()))
     meshes = [DeviceMesh("cpu", ranks), DeviceMesh("cpu", [ranks])] * 2
     for options in ({}, {"max_grad_norm": 0.5, "skip_nonfinite": True}, {"state_bits": 8}, *MEASURING):
-        Pair([Shard(0)] * 4, SHAPES[:4], meshes=meshes, groups=2, **options).run().assert_close(1e-3 if "state_bits" in options else 2e-5)
+        Pair([Shard(0)] * 4, SHAPES[:4], meshes=meshes, groups=2, **options).run().assert_close(
+            1e-3 if "state_bits" in options else 2e-5
+        )
     pair = Pair([Shard(0)] * 2, SHAPES[:2], meshes=[DeviceMesh("cpu", ranks), DeviceMesh("cpu", [0])]).run()
     torch.testing.assert_close(pair.sharded[0].full_tensor(), pair.whole[0], rtol=1e-5, atol=1e-5)
     if rank == 0:
@@ -220,7 +234,14 @@ def count(rank):
     ]
     for (options, dtype, bytes_each), tensors in itertools.product(expected, (1, 5)):
         for backend in ("auto", "reference"):
-            pair = Pair([Shard(0)] * tensors, [(6, 16)] * tensors, dtype=dtype, groups=min(2, tensors), backend=backend, **options)
+            pair = Pair(
+                [Shard(0)] * tensors,
+                [(6, 16)] * tensors,
+                dtype=dtype,
+                groups=min(2, tensors),
+                backend=backend,
+                **options,
+            )
             pair.run(2)
             with counted() as sizes, CommDebugMode() as seen:
                 pair.optimizers[1].step()
@@ -263,7 +284,12 @@ def resume_codes(rank):
         models[2].load_state_dict(models[1].state_dict())
         set_optimizer_state_dict(models[2], resumed, saved, options=settings)
         for name, value in sharded.state[models[1].weight].items():
-            assert torch.equal(*(each.full_tensor() if hasattr(each, "full_tensor") else each for each in (value, resumed.state[models[2].weight][name])))
+            assert torch.equal(
+                *(
+                    each.full_tensor() if hasattr(each, "full_tensor") else each
+                    for each in (value, resumed.state[models[2].weight][name])
+                )
+            )
         for number in range(2, 4):
             step(pairs[1:], number)
         assert torch.equal(models[1].weight.full_tensor(), models[2].weight.full_tensor())
@@ -273,7 +299,9 @@ def refuse_columns(rank):
     param = torch.nn.Parameter(distribute_tensor(torch.randn(64, 64), mesh_of_all(), [Shard(1)]))
     other = torch.nn.Parameter(torch.randn(4))
     optimizer = NeuroPlastic([other], state_bits=8)
-    with pytest.raises(ValueError, match=r"parameter 0 of group 1, of shape \(64, 64\), is sharded along dimension 1; .*state_bits=32"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 of group 1, of shape \(64, 64\), is sharded along dimension 1; .*state_bits=32"
+    ):
         optimizer.add_param_group({"params": [param]})
     assert len(optimizer.param_groups) == 1
     NeuroPlastic([param], state_bits=32)

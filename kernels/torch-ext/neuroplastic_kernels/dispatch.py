@@ -149,8 +149,8 @@ def plasticity_step(
 def plasticity_steps(lists: Sequence[dict[str, Any]]) -> None:
     """`plasticity_step` of several lists, of each the arguments, with a workspace of its own.
 
-    What sharded tensors need to know of each other is added up for all lists together; call `settle` with the workspaces, in the
-    same order, before states are read.
+    What shards need to know of each other is added up for all lists together; call `settle` with the workspaces before states
+    are read.
     """
     steps = []
     for each in lists:

@@ -138,7 +138,9 @@ def test_stochastic_rounding_leaves_what_is_not_finite():
     problem = Problem(sizes=[(4,)], dtypes=[torch.bfloat16])
     problem.params[0].copy_(torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0]))
     problem.step("native", [torch.zeros(4, dtype=torch.bfloat16)], strength=0.0, stochastic_rounding=True)
-    torch.testing.assert_close(problem.params[0].float(), torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0]), equal_nan=True)
+    torch.testing.assert_close(
+        problem.params[0].float(), torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0]), equal_nan=True
+    )
 
 
 def test_autograd_notices_the_step():

@@ -11,12 +11,11 @@ a thousandth per step would stay at its code for ever. A positive v never become
 Blocks are those of Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861; the arithmetic codes in
 place of its tables and the unbiased draw are deviations. A block with a non-finite value decodes to NaN as a whole.
 
-A row is what one index of a tensor's first dimension holds. Blocks lie within rows: of 256 elements, or of the largest power of
-2 that divides a row, so that no split into rows, as FSDP's, cuts a block, and codes and scales of shards are those of the whole.
+A row is what one index of a tensor's first dimension holds. Blocks lie within rows: of 256 elements, or of the largest power
+of 2 that divides a row, so that no split into rows, as FSDP's, cuts a block: codes and scales of shards are those of the whole.
 """
 
 import math
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,7 +76,9 @@ def block_scales(values: Tensor) -> Tensor:
 def spread(scales: Tensor, like: Tensor) -> Tensor:
     """The scale of every element, in the shape of `like`."""
     block = block_of(like.shape)
-    return scales.flatten().repeat_interleave(block, output_size=scales.numel() * block)[: like.numel()].view(like.shape)
+    return (
+        scales.flatten().repeat_interleave(block, output_size=scales.numel() * block)[: like.numel()].view(like.shape)
+    )
 
 
 def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:

@@ -94,13 +94,16 @@ def plasticity_passes(
 ) -> Iterator[str]:
     """Steps every tensor that has a gradient once, in place.
 
-    The arguments, errors and results, but for the order of sums, of `reference.plasticity_passes`. `workspace` holds the tables,
-    and must live as long as the CUDA graphs that read them: one dict for each list of tensors. Tensors that the kernels do not
-    take (float64, not contiguous, with a step counter on another device, with such a gradient; columns of a tensor that needs
-    random numbers) go to the reference.
+    Arguments, errors and results, but for the order of sums, are those of `reference.plasticity_passes`. `workspace` holds the
+    tables and must live as long as the CUDA graphs that read them: one dict for each list of tensors. Tensors that the kernels
+    do not take (float64, not contiguous, with a step counter on another device, with such a gradient; columns of a tensor that
+    needs random numbers) go to the reference.
     """
     options = Hyperparameters(**hyper)
-    kinds, seed = (options.skip_nonfinite, options.stochastic_rounding), (options.seed + 2**63) % 2**64 - 2**63  # signed
+    kinds, seed = (
+        (options.skip_nonfinite, options.stochastic_rounding),
+        (options.seed + 2**63) % 2**64 - 2**63,
+    )  # signed
     workspace = {} if workspace is None else workspace
     capturing = any(param.is_cuda for param in params) and torch.cuda.is_current_stream_capturing()
     lists, make = Lists(params, grads, states, neuron_factors, shards), partial(prepare, *kinds, capturing)

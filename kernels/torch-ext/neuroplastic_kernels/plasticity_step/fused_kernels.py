@@ -181,8 +181,8 @@ def step_kernel(
     PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, TRACES: tl.constexpr, GROUP: tl.constexpr,
     ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk in one mode. start_chunk: of the launch; seed: of random numbers; rule: a `fused_formulas.Rule`; GROUP: elements
-    of a block of 8-bit state, 0 for none."""
+    """One chunk in one mode. start_chunk: of the launch; seed: of random numbers; rule: a `fused_formulas.Rule`; GROUP:
+    elements of a block of 8-bit state, 0 for none."""
     chunk = start_chunk + tl.program_id(0)
     tensor = tl.load(owners + chunk)
     row = fields + tensor * COLUMNS

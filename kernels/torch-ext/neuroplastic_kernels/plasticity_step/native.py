@@ -1,10 +1,9 @@
-"""The compiled CPU form of `plasticity_step`: native.cpp, called once per pass for all tensors, on a table of their addresses."""
+"""The compiled CPU form of `plasticity_step`: native.cpp, called once a pass for all tensors, on a table of their addresses."""
 
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +38,8 @@ def rule_record(hyper: Hyperparameters, factor: Tensor | None) -> Any:
     """`Rule` of native.cpp, all doubles. factor: what gradients are multiplied by."""
     sign, decoupled = -1.0 if hyper.maximize else 1.0, hyper.decoupled_weight_decay
     values = (
-        BASES[hyper.base], measures(hyper), hyper.skip_nonfinite, hyper.stochastic_rounding, hyper.lr, *hyper.betas, hyper.trace_decay,
+        BASES[hyper.base], measures(hyper), hyper.skip_nonfinite, hyper.stochastic_rounding, hyper.lr, *hyper.betas,
+        hyper.trace_decay,
         *hyper.signal_weights, *hyper.alpha_range, hyper.plasticity_scale, hyper.strength, hyper.warmup_steps,
         math.inf if hyper.max_update_norm is None else hyper.max_update_norm, hyper.target_rms, hyper.homeostatic_rate,
         hyper.eps, 0.0 if decoupled else hyper.weight_decay, hyper.weight_decay if decoupled else 0.0,
@@ -102,7 +102,11 @@ def plasticity_passes(
     (members, records, _) = step.prepared.tables[0]
     runs = bool(members) and not (found_inf is not None and found_inf.item())
     gradients = (ctypes.c_void_p * len(members))(*(step.addresses[member] for member in members))
-    count, threads, seed = ctypes.c_int64(len(members)), ctypes.c_int64(torch.get_num_threads()), ctypes.c_uint64(rule.seed)
+    count, threads, seed = (
+        ctypes.c_int64(len(members)),
+        ctypes.c_int64(torch.get_num_threads()),
+        ctypes.c_uint64(rule.seed),
+    )
     record = rule_record(rule, gradient_factor) if runs else None
     for name in passes(rule):
         if runs:

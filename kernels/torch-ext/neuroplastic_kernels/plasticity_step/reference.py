@@ -163,7 +163,12 @@ def step_tensor(
     denominator = denominator if hyper.base == "adamw" else torch.ones_like(p)
 
     if is_plastic(hyper):
-        base, signals, known, exact = numerator / denominator / divisor, (activity, magnitude, memory), state["sums"], measures(hyper)
+        base, signals, known, exact = (
+            numerator / denominator / divisor,
+            (activity, magnitude, memory),
+            state["sums"],
+            measures(hyper),
+        )
         sums = torch.stack([*(each.sum() for each in (*signals, base.square())), base.new_zeros(())])
         if exact:
             known[:BASE_SQUARED] = sums[:BASE_SQUARED]
@@ -252,7 +257,7 @@ def plasticity_passes(
     rule = Hyperparameters(**hyper)
     check_lists(params, grads, states, neuron_factors)
     idle = found_inf is not None and bool(found_inf.item())
-    factors, boxes = ([None] * len(params) if each is None else each for each in (neuron_factors, shards))
+    factors, boxes = neuron_factors or [None] * len(params), shards or [None] * len(params)
     steps = [
         step_entry(number, param, grad, state, rule, gradient_factor, factors[number], boxes[number])
         for number, (param, grad, state) in enumerate(zip(params, grads, states, strict=True))

@@ -1,10 +1,10 @@
 """A step of lists of tensors, sharded ones (DTensor) among them, by any form: each process steps its shards.
 
-A form is handed local tensors, and where they lie in the whole. Every pass leaves a row for each sharded tensor, and the rows of
-all lists are added up over the processes together: one all-reduce per pass, mesh (each dimension that splits) and dtype. With
-statistics "previous" the sums are needed in the next step only: on a device that all-reduce goes on while training does, and the
-next step, or whoever reads the state, waits for it. Which passes and rows there are depends on options and parameters alone, so
-that processes that do not all have a gradient still meet; a shard without a gradient stays as it is, and adds nothing.
+A form is handed local tensors, and where they lie in the whole. Every pass leaves a row for each sharded tensor, and the rows
+of all lists are added up over the processes together: one all-reduce per pass, mesh (each dimension that splits) and dtype.
+With statistics "previous" the sums are needed in the next step only: on a device that all-reduce goes on while training does,
+and the next step, or whoever reads the state, waits for it. Which passes and rows there are depends on options and parameters
+alone, so that processes that do not all have a gradient still meet; a shard without a gradient stays, and adds nothing.
 
 Bytes added up per step and sharded tensor: 20 for float32 and half precision, and 4 with `skip_nonfinite`; for float64 twice as
 many; without plasticity (strength 0) the 20 fall away.
@@ -57,7 +57,7 @@ class Reduction(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The sums of some states, the rows, at these places, that are put into them, and which keep what they have; None for none."""
+    """The sums of some states, the rows, at these places, that are put into them, and which stay as they are, None for none."""
 
     sums: list[Tensor]
     rows: Tensor
@@ -122,7 +122,9 @@ def run(steps: Sequence[tuple[Callable[..., Iterator[str]], dict[str, Any]]]) ->
     running = lists
     while running:
         names = [next(each.passes, None) for each in running]
-        measured = [(each, COLUMNS[name]) for each, name in zip(running, names, strict=True) if name not in (None, "apply")]
+        measured = [
+            (each, COLUMNS[name]) for each, name in zip(running, names, strict=True) if name not in (None, "apply")
+        ]
         for reduction in _reductions(measured, waits=True):
             reduction.finish()
         running = [each for each, name in zip(running, names, strict=True) if name is not None]
@@ -213,9 +215,8 @@ def _reductions(left: Sequence[tuple[Local, slice]], waits: bool) -> list[Reduct
 
 def _arrivals(local: Local) -> Iterator[Arrival]:
     """Where the sums of a list's stepped tensors go: not to those of an overflow, and not to those that are skipped."""
-    grads, states, found_inf, skips = (
-        local.arguments.get(name) for name in ("grads", "states", "found_inf", "skip_nonfinite")
-    )
+    grads, states = local.arguments["grads"], local.arguments["states"]
+    found_inf, skips = local.arguments.get("found_inf"), local.arguments.get("skip_nonfinite")
     for _, values, numbers in local.rows:
         places = [place for place, number in enumerate(numbers) if grads[number] is not None]
         stays = values[places, 0] > 0 if skips else None
@@ -232,8 +233,8 @@ def aligned(param: Any, grad: Any) -> Tensor:
         return grad
     if not is_sharded(grad):
         raise RuntimeError(
-            f"a parameter of shape {tuple(param.shape)} is sharded, but its gradient is a {type(grad).__name__}; give a DTensor "
-            "on the same mesh, as backward() does"
+            f"a parameter of shape {tuple(param.shape)} is sharded, but its gradient is a {type(grad).__name__}; give a "
+            "DTensor on the same mesh, as backward() does"
         )
     placed = grad if grad.placements == param.placements else grad.redistribute(placements=param.placements)
     return _local(placed)

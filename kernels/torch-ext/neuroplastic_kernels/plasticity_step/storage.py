@@ -39,7 +39,13 @@ def widened(
 
 
 def narrow(
-    param: Tensor, state: dict[str, Tensor], p: Tensor, values: dict[str, Tensor], number: int, rule: Any, shard: Shard | None
+    param: Tensor,
+    state: dict[str, Tensor],
+    p: Tensor,
+    values: dict[str, Tensor],
+    number: int,
+    rule: Any,
+    shard: Shard | None,
 ) -> None:
     """Puts p and the new state where they are kept, rounded."""
     rounds = rule.stochastic_rounding and param.dtype == torch.bfloat16

@@ -17,7 +17,6 @@ from ..common.strided_planes import on_device
 from . import eight_bit, reference
 from .checks import MOMENTS
 from .lists import VECTOR, Lists, State, is_sound, neuron_layout
-from .reference import NeuronFactor
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -86,7 +85,7 @@ class Bucket(NamedTuple):
 
 
 def is_taken(lists: Lists, number: int, skips: bool, rounds: bool) -> bool:
-    """Whether the kernels take a tensor. Neurons are found in 32 bits; random numbers need the tensor to be one run of the whole."""
+    """Whether the kernels take a tensor. Neurons are found in 32 bits; random numbers are for a run of the whole tensor."""
     param, grad, state = lists.params[number], lists.grads[number], lists.states[number]
     on_device = param.is_cuda or triton.knobs.runtime.interpret
     kinds = param.dtype in DTYPES and grad.dtype in DTYPES and (lists.factor(number) is None or param.numel() < 2**30)
