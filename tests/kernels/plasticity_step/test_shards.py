@@ -1,4 +1,4 @@
-"""A tensor stepped as several shards, pass by pass, by every form: no process is needed to see that sums meet between passes."""
+"""A tensor stepped as several shards, pass by pass, by every form, without processes: sums meet between passes."""
 
 import itertools
 
