@@ -81,13 +81,20 @@ class NeuroPlastic(Optimizer):
     Attributes:
         neuron_factors: parameter -> NeuronFactor(values, dim), empty at first: what each neuron's part of the parameter's
             step is multiplied by, last of all before the learning rate. 1 is exactly as without, 0 freezes the part, but for
-            decoupled decay. Change the values in place between steps; they are not part of `state_dict`.
+            decoupled decay. Change the values in place between steps; they are not part of `state_dict`. Every process of a
+            sharded parameter gives the values of all its neurons.
 
     All but `backend` may differ between groups. The state of a parameter is AdamW's, `step` (a float32 scalar; on the CPU, but
     for CUDA parameters that the fused form may take), `exp_avg` and `exp_avg_sq` (of its shape; float32 for half precision,
     otherwise its own dtype; codes with `state_bits=8`, and then `scales`), and `sums` (5 numbers: see `diagnostics`); `trace`
     where activity is "trace". AdamW's state loads into NeuroPlastic, and with state_bits=32 back: without loss for float32 and
     float64, while AdamW rounds the state of half-precision parameters to their dtype.
+
+    Sharded parameters (DTensor, as fully_shard makes them) are stepped shard by shard; what their sums need is added up over the
+    processes for all parameters together: one all-reduce per step, mesh and dtype of 20 bytes per float32 or half-precision
+    tensor (40 for float64), in two parts with statistics "exact"; none with strength 0. `skip_nonfinite` takes one more, of 4
+    bytes per tensor (8); `max_grad_norm` another, of 8 bytes, with `skip_nonfinite` 16 per tensor. Sharding changes results by
+    the order of these sums alone, and no bit of 8-bit codes or random rounding.
 
     With torch.amp.GradScaler the step itself takes the loss scale off and is left out, parameters, state and counters alike,
     if a gradient overflowed; `grad` stays scaled. A fused step can be captured in a CUDA graph, after one step outside; a

@@ -185,7 +185,9 @@ def meet_without_gradients(rank):
             pair.optimizers[1].state_dict()  # waits for the sums
             states = [pair.optimizers[1].state[param] for param in pair.sharded]
             for number, grad in enumerate(pair.whole):
-                if number in lacking and rank != 1 and "max_grad_norm" not in options:  # |g| of the other processes alone
+                if (
+                    number in lacking and rank != 1 and "max_grad_norm" not in options
+                ):  # |g| of the other processes alone
                     chunks = [chunk.abs().sum() for chunk in grad.detach().chunk(dist.get_world_size())]
                     want = sum(chunks[:1] + chunks[2:])
                     torch.testing.assert_close(states[number]["sums"][1], want, rtol=1e-5, atol=0)

@@ -94,7 +94,9 @@ def add_up(parts: Sequence[tuple[Any, Tensor]], waits: bool = True) -> list[Redu
     reductions = []
     for (mesh, dims, *_), each in together.items():
         if dims:
-            numbers = torch.cat([part.flatten() for part in each])
+            numbers = torch.cat([part.flatten() for part in each]).to(
+                mesh.device_type
+            )  # shards may wait in the host's memory
             groups = [mesh.get_group(dim) for dim in dims]
             for group in groups[:-1]:
                 dist.all_reduce(numbers, group=group)
