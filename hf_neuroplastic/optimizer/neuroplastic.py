@@ -90,7 +90,7 @@ class NeuroPlastic(Optimizer):
     where activity is "trace". AdamW's state loads into NeuroPlastic, and with state_bits=32 back: without loss for float32 and
     float64, while AdamW rounds the state of half-precision parameters to their dtype.
 
-    Sharded parameters (DTensor, as fully_shard makes them) are stepped shard by shard; what their sums need is added up over the
+    Sharded parameters (DTensor, as fully_shard makes them) are stepped shard by shard, and their sums are added up over the
     processes for all parameters together: one all-reduce per step, mesh and dtype of 20 bytes per float32 or half-precision
     tensor (40 for float64), in two parts with statistics "exact"; none with strength 0. `skip_nonfinite` takes one more, of 4
     bytes per tensor (8); `max_grad_norm` another, of 8 bytes, with `skip_nonfinite` 16 per tensor. Sharding changes results by

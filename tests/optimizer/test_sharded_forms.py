@@ -12,7 +12,10 @@ from gloo import needs_gloo, run_in_processes
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from hf_neuroplastic import NeuroPlastic
 from neuroplastic_kernels import NeuronFactor
@@ -67,7 +70,7 @@ class Pair:
             yield p.detach(), q.detach().full_tensor()
             for name, value in whole.get(number, {}).items():
                 other = sharded[number][name]
-                yield value, other.full_tensor() if hasattr(other, "full_tensor") else other
+                yield value, gathered(other)
 
     def run(self, steps=3):
         for _ in range(steps):
@@ -208,6 +211,44 @@ def two_meshes(rank):
         torch.testing.assert_close(pair.sharded[1].to_local(), pair.whole[1].detach(), rtol=1e-5, atol=1e-5)
 
 
+def gathered(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def two_splits_of_the_rows(rank):
+    """FSDP over tensor parallelism: codes, rounding, factors and exact sums of a shard of a shard."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    kinds = (
+        {"strength": 0.0, "state_bits": 8, "stochastic_rounding": True},
+        {"base": "gradient", "skip_nonfinite": True},
+    )
+    for options, dtype in zip(kinds, (torch.bfloat16, torch.float64), strict=True):
+        torch.manual_seed(0)
+        whole, model = (torch.nn.Linear(128, 64, bias=False, dtype=dtype) for _ in range(2))
+        model.load_state_dict(whole.state_dict())
+        model = torch.nn.Sequential(model)
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel()})
+        fully_shard(model, mesh=mesh["data"])
+        params = whole.weight, model[0].weight
+        optimizers = [NeuroPlastic([param], lr=0.01, **options) for param in params]
+        for optimizer, param in zip(optimizers, params, strict=True):
+            optimizer.neuron_factors[param] = NeuronFactor(torch.arange(64) / 32, 0)
+        _, starts = compute_local_shape_and_global_offset(params[1].shape, params[1].device_mesh, params[1].placements)
+        for _ in range(3):
+            grad = torch.randn(64, 128, dtype=dtype)
+            own = grad[starts[0] : starts[0] + params[1].to_local().shape[0]].clone()
+            like = {"shape": grad.shape, "stride": grad.stride(), "run_check": False}
+            whole.weight.grad = grad
+            params[1].grad = DTensor.from_local(own, params[1].device_mesh, params[1].placements, **like)
+            for optimizer in optimizers:
+                optimizer.step()
+        tolerance = 0 if "state_bits" in options else 1e-11
+        torch.testing.assert_close(params[1].full_tensor(), params[0].detach(), rtol=tolerance, atol=tolerance)
+        states = [optimizer.state_dict()["state"][0] for optimizer in optimizers]
+        for name, want in states[0].items():
+            torch.testing.assert_close(gathered(states[1][name]), want, rtol=tolerance, atol=tolerance)
+
+
 @contextmanager
 def counted():
     """Bytes of each all-reduce."""
@@ -290,15 +331,16 @@ def resume_codes(rank):
         if full and rank == 0:
             shapes = {name: tuple(value.shape) for name, value in saved["state"]["weight"].items()}
             assert shapes == {name: tuple(value.shape) for name, value in whole.state[models[0].weight].items()}
+        if full:  # one process goes on from what several saved
+            alone = torch.nn.Linear(128, 41, bias=False)
+            loaded = NeuroPlastic(alone.parameters(), **options)
+            set_optimizer_state_dict(alone, loaded, copy.deepcopy(saved), options=settings)
+            for name, value in sharded.state[models[1].weight].items():
+                assert torch.equal(loaded.state[alone.weight][name], gathered(value))
         models[2].load_state_dict(models[1].state_dict())
         set_optimizer_state_dict(models[2], resumed, saved, options=settings)
         for name, value in sharded.state[models[1].weight].items():
-            assert torch.equal(
-                *(
-                    each.full_tensor() if hasattr(each, "full_tensor") else each
-                    for each in (value, resumed.state[models[2].weight][name])
-                )
-            )
+            assert torch.equal(gathered(value), gathered(resumed.state[models[2].weight][name]))
         for number in range(2, 4):
             step(pairs[1:], number)
         assert torch.equal(models[1].weight.full_tensor(), models[2].weight.full_tensor())
@@ -316,11 +358,22 @@ def refuse_columns(rank):
     NeuroPlastic([param], state_bits=32)
 
 
+def refuse_stripes(rank):
+    mesh = mesh_of_all()
+    count = mesh.size()
+    own = torch.randn(2, 3)
+    like = {"shape": (2 * count, 3), "stride": (3, 1), "run_check": False}
+    param = torch.nn.Parameter(DTensor.from_local(own, mesh, [_StridedShard(0, split_factor=2)], **like))
+    param.grad = DTensor.from_local(own, mesh, param.placements, **like)
+    with pytest.raises(RuntimeError, match="is split into stripes, .*; redistribute"):
+        NeuroPlastic([param]).step()
+
+
 CHECKS = [
     (same_codes, same_rounding),
     (close_when_exact, clip_together),
     (skip_together, an_overflow_changes_nothing),
-    (factors_reach_their_neurons, refuse_columns),
+    (factors_reach_their_neurons, refuse_columns, refuse_stripes),
     (meet_without_gradients, two_meshes),
     (count, resume_codes),
 ]
@@ -330,3 +383,7 @@ CHECKS = [
 @pytest.mark.parametrize("checks", CHECKS, ids=lambda checks: ", ".join(check.__name__ for check in checks))
 def test_sharding_changes_no_number(checks, processes):
     run_in_processes(processes, *checks)
+
+
+def test_two_splits_of_the_rows_change_no_number():
+    run_in_processes(4, two_splits_of_the_rows)

@@ -10,6 +10,7 @@ Bytes added up per step and sharded tensor: 20 for float32 and half precision, a
 many; without plasticity (strength 0) the 20 fall away.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -73,6 +74,20 @@ class Arrival(NamedTuple):
 
 def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
+
+
+def refuse_stripes(param: Any) -> None:
+    """Raises RuntimeError where a process holds rows that are not neighbours, whose places are not told by the first one's."""
+    for dim, placement in enumerate(param.placements):
+        factor, sizes = getattr(placement, "split_factor", None), param.device_mesh.shape[dim + 1 :]
+        inner = zip(sizes, param.placements[dim + 1 :], strict=True)
+        if factor is not None and factor != math.prod(
+            size for size, each in inner if getattr(each, "dim", None) == placement.dim
+        ):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} is split into stripes, {param.placements}; redistribute it to Shard "
+                "placements before the optimizer takes it"
+            )
 
 
 def added_up_over(tensor: Any, dtype: torch.dtype) -> Any:
@@ -183,6 +198,7 @@ def _box(param: Any, workspace: dict[Any, Any]) -> Shard:
     if place not in boxes:
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+        refuse_stripes(param)
         _, starts = compute_local_shape_and_global_offset(*place)
         boxes[place] = Shard(tuple(param.shape), tuple(starts) or (0,) * param.ndim)
     found: Shard = boxes[place]
