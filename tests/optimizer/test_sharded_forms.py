@@ -365,7 +365,7 @@ def refuse_stripes(rank):
     like = {"shape": (2 * count, 3), "stride": (3, 1), "run_check": False}
     param = torch.nn.Parameter(DTensor.from_local(own, mesh, [_StridedShard(0, split_factor=2)], **like))
     param.grad = DTensor.from_local(own, mesh, param.placements, **like)
-    with pytest.raises(RuntimeError, match="is split into stripes, .*; redistribute"):
+    with pytest.raises(RuntimeError, match=r"is split into stripes, .*; redistribute"):
         NeuroPlastic([param]).step()
 
 

@@ -77,15 +77,18 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def refuse_stripes(param: Any) -> None:
-    """Raises RuntimeError where a process holds rows that are not neighbours, whose places are not told by the first one's."""
-    for dim, placement in enumerate(param.placements):
-        factor, sizes = getattr(placement, "split_factor", None), param.device_mesh.shape[dim + 1 :]
-        inner = zip(sizes, param.placements[dim + 1 :], strict=True)
-        if factor is not None and factor != math.prod(
-            size for size, each in inner if getattr(each, "dim", None) == placement.dim
-        ):
+    """Raises RuntimeError where a process holds rows that are not neighbours: the place of the first tells nothing of others."""
+    mesh, placements = param.device_mesh, param.placements
+    for dim, placement in enumerate(placements):
+        factor = getattr(placement, "split_factor", None)
+        inner = (
+            [d for d in range(dim + 1, mesh.ndim) if getattr(placements[d], "dim", None) == placement.dim]
+            if factor
+            else []
+        )
+        if factor not in (None, math.prod(map(mesh.size, inner))):
             raise RuntimeError(
-                f"a parameter of shape {tuple(param.shape)} is split into stripes, {param.placements}; redistribute it to Shard "
+                f"a parameter of shape {tuple(param.shape)} is split into stripes, {placements}; redistribute it to Shard "
                 "placements before the optimizer takes it"
             )
 
@@ -109,9 +112,8 @@ def add_up(parts: Sequence[tuple[Any, Tensor]], waits: bool = True) -> list[Redu
     reductions = []
     for (mesh, dims, *_), each in together.items():
         if dims:
-            numbers = torch.cat([part.flatten() for part in each]).to(
-                mesh.device_type
-            )  # shards may wait in the host's memory
+            # To the mesh's device: shards may wait in the host's memory.
+            numbers = torch.cat([part.flatten() for part in each]).to(mesh.device_type)
             groups = [mesh.get_group(dim) for dim in dims]
             for group in groups[:-1]:
                 dist.all_reduce(numbers, group=group)
