@@ -77,7 +77,7 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def refuse_stripes(param: Any) -> None:
-    """Raises RuntimeError where a process holds rows that are not neighbours: the place of the first tells nothing of others."""
+    """Raises RuntimeError where a process holds rows that are not neighbours: the first tells nothing of the others' place."""
     mesh, placements = param.device_mesh, param.placements
     for dim, placement in enumerate(placements):
         factor = getattr(placement, "split_factor", None)
