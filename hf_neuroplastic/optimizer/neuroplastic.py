@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, plasticity_step, reduce_sums, select, settle
+from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, is_sharded, plasticity_steps, select, settle
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
 from .options import NOT_OF_A_STEP, RULES, check_options, refuse_flat, refuse_flattened, refuse_strangers
-from .state import check_entry, completed_groups, fits, initial_state, matched_state, restored
+from .state import check_entry, completed_groups, fits, initial_state, matched_state, refuse_cut_blocks, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
 GROUP_SEEDS = 0x9E3779B97F4A7C15  # between the seeds of groups: odd, so that they differ
@@ -68,9 +68,11 @@ class NeuroPlastic(Optimizer):
             state `skipped`. Without it the elements concerned become NaN for good, as under AdamW (with max_grad_norm, all).
         stochastic_rounding: round bfloat16 parameters up or down at random such that steps too small for them add up.
         seed: of that rounding and of 8-bit state's.
-        state_bits: 32, or 8 to keep the state in about 2 bytes per parameter rather than 8. Contiguous, unsharded float32
-            and half-precision tensors of at least 4096 elements take it, others stay as they are. Meant for CUDA: on the
-            CPU it is slow. DropIn does not replace neurons under it.
+        state_bits: 32, or 8 to keep the state in about 2 bytes per parameter rather than 8. Contiguous float32 and
+            half-precision tensors of at least 4096 elements take it whose rows (what an index of the first dimension holds) are
+            a multiple of 16 elements; others stay as they are, matrices with a warning. Whole and sharded tensors have the same
+            codes; a tensor that is sharded along another dimension than its first is refused. Meant for CUDA: on the CPU it is
+            slow. DropIn does not replace neurons under it.
         backend: "auto": Triton on CUDA devices, C++ on the CPU, PyTorch where neither can run. "fused" (Triton), "native" (C++)
             and "reference" (PyTorch) raise where they cannot. They agree to rounding. The system's compiler builds the native
             form on first use, in seconds, and keeps it in ~/.cache/neuroplastic_kernels (XDG_CACHE_HOME and
@@ -79,13 +81,20 @@ class NeuroPlastic(Optimizer):
     Attributes:
         neuron_factors: parameter -> NeuronFactor(values, dim), empty at first: what each neuron's part of the parameter's
             step is multiplied by, last of all before the learning rate. 1 is exactly as without, 0 freezes the part, but for
-            decoupled decay. Change the values in place between steps; they are not part of `state_dict`.
+            decoupled decay. Change the values in place between steps; they are not part of `state_dict`. Every process of a
+            sharded parameter gives the values of all its neurons.
 
     All but `backend` may differ between groups. The state of a parameter is AdamW's, `step` (a float32 scalar; on the CPU, but
     for CUDA parameters that the fused form may take), `exp_avg` and `exp_avg_sq` (of its shape; float32 for half precision,
     otherwise its own dtype; codes with `state_bits=8`, and then `scales`), and `sums` (5 numbers: see `diagnostics`); `trace`
     where activity is "trace". AdamW's state loads into NeuroPlastic, and with state_bits=32 back: without loss for float32 and
     float64, while AdamW rounds the state of half-precision parameters to their dtype.
+
+    Sharded parameters (DTensor, as fully_shard makes them) are stepped shard by shard, and their sums are added up over the
+    processes for all parameters together: one all-reduce per step, mesh and dtype of 20 bytes per float32 or half-precision
+    tensor (40 for float64), in two parts with statistics "exact"; none with strength 0. `skip_nonfinite` takes one more, of 4
+    bytes per tensor (8); `max_grad_norm` another, of 8 bytes, with `skip_nonfinite` 16 per tensor. Sharding changes results by
+    the order of these sums alone, and no bit of 8-bit codes or random rounding.
 
     With torch.amp.GradScaler the step itself takes the loss scale off and is left out, parameters, state and counters alike,
     if a gradient overflowed; `grad` stays scaled. A fused step can be captured in a CUDA graph, after one step outside; a
@@ -152,6 +161,12 @@ class NeuroPlastic(Optimizer):
                     "bfloat16, float32 and float64; leave it out or convert it"
                 )
         refuse_flat(param_group["params"])
+        if param_group["state_bits"] == 8:
+            try:
+                refuse_cut_blocks(param_group["params"], len(self.param_groups) - 1)
+            except ValueError:
+                self.param_groups.pop()
+                raise
         self._sizes.append(len(param_group["params"]))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,18 +205,21 @@ class NeuroPlastic(Optimizer):
         settle(self._workspaces())
         lists = [self._lists(group) for group in self.param_groups]
         factors = self._gradient_factors(lists)
-        for index, (group, tensors) in enumerate(zip(self.param_groups, lists, strict=True)):
-            if tensors is not None:
-                plasticity_step(
-                    **tensors,
-                    gradient_factor=factors.get(group["max_grad_norm"]),
-                    found_inf=getattr(self, "found_inf", None),
-                    backend=self.backend,
-                    workspace=self._workspace.setdefault(index, {}),
-                    **{name: group[name] for name in STEP_OPTIONS},
-                    seed=(group["seed"] + index * GROUP_SEEDS) % 2**63,
-                )
-        reduce_sums(self._workspaces())
+        plasticity_steps([
+            {
+                **tensors,
+                "gradient_factor": factors.get(group["max_grad_norm"]),
+                "found_inf": getattr(self, "found_inf", None),
+                "backend": self.backend,
+                "workspace": workspace,
+                **{name: group[name] for name in STEP_OPTIONS},
+                "seed": (group["seed"] + index * GROUP_SEEDS) % 2**63,
+            }
+            for index, (group, tensors, workspace) in enumerate(
+                zip(self.param_groups, lists, self._workspaces(), strict=True)
+            )
+            if tensors is not None
+        ])  # fmt: skip
         return loss
 
     def _workspaces(self) -> list[dict[Any, Any]]:
@@ -226,20 +244,21 @@ class NeuroPlastic(Optimizer):
         return diagnose((param.numel(), state) for param, state in stepped if state)
 
     def _lists(self, group: dict[str, Any]) -> dict[str, Any] | None:
-        """The tensors of a group's step, as arguments of `plasticity_step`; None if nothing has a gradient."""
+        """The tensors of a group's step, as arguments of `plasticity_step`; None if this process has nothing to do.
+
+        Parameters without a gradient stay in the list, so that a layer dropped now and then changes no table, and so that
+        processes agree on what they add up. They get no state before their first gradient.
+        """
         params = group["params"]
         grads = [param.grad for param in params]
-        states: list[Any] = list(map(self.state.get, params))
-        if not all(states):
-            # A parameter without a gradient stays once it has a state: a layer dropped now and then changes no table.
-            kept = [i for i, (grad, state) in enumerate(zip(grads, states, strict=True)) if state or grad is not None]
-            params, grads = [params[i] for i in kept], [grads[i] for i in kept]
-            states = [self.state[param] or self._new_state(param, group) for param in params]
-        for number, (param, state) in enumerate(zip(params, states, strict=True)):
-            if not fits(state, group):
-                states[number] = self.state[param] = restored(param, state, group, self._counter_device(param))
-        if all(grad is None for grad in grads):
+        if not any(grad is not None or is_sharded(param) for param, grad in zip(params, grads, strict=True)):
             return None
+        states = [self.state.get(param) or {} for param in params]
+        for number, (param, state, grad) in enumerate(zip(params, states, grads, strict=True)):
+            if not state and grad is not None:
+                states[number] = self._new_state(param, group)
+            elif state and not fits(state, group):
+                states[number] = self.state[param] = restored(param, state, group, self._counter_device(param))
         return {
             "params": params,
             "grads": grads,
@@ -249,16 +268,22 @@ class NeuroPlastic(Optimizer):
 
     def _gradient_factors(self, lists: Sequence[dict[str, Any] | None]) -> dict[float | None, Tensor | None]:
         """For each `max_grad_norm`, what the gradients that are clipped to this norm are multiplied by; None for by 1."""
-        grads: dict[float | None, list[Tensor]] = {}
+        held: dict[float | None, tuple[list[Tensor], list[Tensor | None]]] = {}
         for group, tensors in zip(self.param_groups, lists, strict=True):
-            held = () if tensors is None else tensors["grads"]
-            dense = (
-                grad for grad in held if grad is not None and grad.layout is torch.strided
-            )  # others: see plasticity_step
-            grads.setdefault(group["max_grad_norm"], []).extend(dense)
+            params, grads = held.setdefault(group["max_grad_norm"], ([], []))
+            if tensors is not None:
+                dense = [
+                    grad is not None and grad.layout is torch.strided for grad in tensors["grads"]
+                ]  # see plasticity_step
+                params += tensors["params"]
+                grads += [grad if is_dense else None for grad, is_dense in zip(tensors["grads"], dense, strict=True)]
         finite_only = any(group["skip_nonfinite"] for group in self.param_groups)
         scale = getattr(self, "grad_scale", None)
-        return {norm: gradient_factor(held, norm, scale, finite_only) for norm, held in grads.items() if held}
+        return {
+            norm: gradient_factor(grads, norm, scale, finite_only, params)
+            for norm, (params, grads) in held.items()
+            if any(grad is not None for grad in grads) or any(map(is_sharded, params))
+        }
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[param]

@@ -1,6 +1,7 @@
 """The state of NeuroPlastic: initial state, and saved state of any precision brought into the optimizer's own."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from neuroplastic_kernels import SUMS, eight_bit, is_flat, state_dtype
 
 from .options import check_options
 
+logger = logging.getLogger(__name__)
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
 AT_LEAST_ZERO = ("exp_avg_sq", "trace", "scales")
 ADAM_S_OWN = frozenset(
@@ -19,8 +21,9 @@ ADAM_S_OWN = frozenset(
 
 
 def takes_eight_bits(param: Tensor, state_bits: int) -> bool:
-    """Whether a parameter's state is kept as codes."""
-    return state_bits == 8 and param.numel() >= eight_bit.SMALLEST and param.dtype != torch.float64 and is_flat(param)
+    """Whether a parameter's state is kept as codes, which its dtype and shape decide, however it is split."""
+    is_large = param.numel() >= eight_bit.SMALLEST and eight_bit.has_blocks_in_rows(param.shape)
+    return state_bits == 8 and is_large and param.dtype != torch.float64 and is_flat(own_part(param))
 
 
 def initial_state(param: Tensor, group: dict[str, Any], counter: torch.device) -> dict[str, Tensor]:
@@ -31,10 +34,54 @@ def initial_state(param: Tensor, group: dict[str, Any], counter: torch.device) -
     state = {name: torch.zeros((), dtype=torch.float32, device=counter) for name in counters}
     state |= {name: torch.zeros_like(param, dtype=eight_bit.CODES[name].dtype if coded else wide) for name in names}
     if coded:
-        state["scales"] = torch.zeros(
-            len(names), eight_bit.blocks(param.numel()), dtype=torch.float32, device=param.device
-        )
+        state["scales"] = initial_scales(param, len(names))
     return state | {"sums": torch.zeros(SUMS, dtype=wide, device=param.device)}
+
+
+def initial_scales(param: Any, streams: int) -> Tensor:
+    """Scales of 0, split over processes as the rows of the parameter."""
+    like = own_part(param)
+    scales = torch.zeros(eight_bit.scales_shape(like.shape, streams), dtype=torch.float32, device=like.device)
+    if like is param:
+        return scales
+    from torch.distributed.tensor import DTensor
+
+    placements = [each if each.is_replicate() else of_rows(each) for each in param.placements]
+    shape = torch.Size(eight_bit.scales_shape(param.shape, streams))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(scales, param.device_mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def of_rows(placement: Any) -> Any:
+    """A parameter's split into rows as that of the scales, whose second dimension counts rows."""
+    factor = getattr(placement, "split_factor", None)
+    return type(placement)(1) if factor is None else type(placement)(1, split_factor=factor)
+
+
+def refuse_cut_blocks(params: Sequence[Any], group: int) -> None:
+    """Raise ValueError where 8-bit state would be for columns of a tensor; name a large matrix that has no blocks."""
+    for index, param in enumerate(params):
+        split = [each.dim for each in getattr(param, "placements", ()) if not each.is_replicate()]
+        if takes_eight_bits(param, 8) and any(split):
+            raise ValueError(
+                f"state_bits=8 keeps a scale for blocks within rows, but parameter {index} of group {group}, of shape "
+                f"{tuple(param.shape)}, is sharded along dimension {max(split)}; shard its first dimension, or put the "
+                "parameter into a group with state_bits=32"
+            )
+    odd = [
+        p
+        for p in params
+        if p.ndim > 1 and p.numel() >= eight_bit.SMALLEST and not eight_bit.has_blocks_in_rows(p.shape)
+    ]
+    if odd:
+        logger.warning(
+            "state_bits=8: %d matrices of group %d, such as one of shape %s, keep 32 bits: 8-bit state needs a multiple of %d "
+            "elements for each index of the first dimension",
+            len(odd),
+            group,
+            tuple(odd[0].shape),
+            eight_bit.ROW,
+        )
 
 
 def fits(state: dict[str, Tensor], group: dict[str, Any]) -> bool:
@@ -74,7 +121,7 @@ def check_entry(key: Any, param: Tensor, entry: dict[str, Any]) -> None:
         )
     names = eight_bit.names(entry)
     shapes = dict.fromkeys(names, tuple(param.shape)) | {"sums": (SUMS,)}
-    shapes["scales"] = (len(names), eight_bit.blocks(param.numel()))
+    shapes["scales"] = eight_bit.scales_shape(param.shape, len(names))
     for name, shape in shapes.items():
         if name in entry and tuple(entry[name].shape) != shape:
             raise ValueError(
@@ -115,11 +162,24 @@ def restored(param: Tensor, entry: dict[str, Any], group: dict[str, Any], counte
     state = initial_state(param, group, counter)
     names, coded = eight_bit.names(state), "scales" in state
     as_is = coded == ("scales" in entry) and (not coded or names == eight_bit.names(entry))
-    values = entry if as_is else {**entry, **eight_bit.decoded(entry)}
+    values = entry if as_is else {**entry, **eight_bit.decoded(own_parts(entry))}
     copied = {"step", "skipped", "sums", *(() if coded and not as_is else (*names, "scales"))}
     for name in copied & state.keys() & values.keys():
-        state[name].copy_(torch.as_tensor(values[name]))
+        target = state[name] if as_is else own_part(state[name])
+        target.copy_(torch.as_tensor(values[name] if as_is else own_part(values[name])))
     if coded and not as_is:
-        moments = {name: values.get(name, torch.zeros(())).to(param.device).expand(param.shape) for name in names}
-        eight_bit.store(state, {name: each.float() for name, each in moments.items()})
+        part = own_part(param)
+        moments = {
+            name: own_part(values.get(name, torch.zeros(()))).to(part.device).expand(part.shape) for name in names
+        }
+        eight_bit.store(own_parts(state), {name: each.float() for name, each in moments.items()})
     return state
+
+
+def own_part(value: Any) -> Any:
+    """What this process holds of a sharded tensor; whole tensors and numbers as they are."""
+    return getattr(value, "_local_tensor", value)
+
+
+def own_parts(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: own_part(value) for name, value in entry.items()}

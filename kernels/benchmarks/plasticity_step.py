@@ -44,7 +44,7 @@ class CompiledReference:
             moments = {name: torch.zeros_like(p).view(-1) for name in ("exp_avg", "exp_avg_sq")}
             self.state[p] = moments | {"step": torch.zeros(()), "sums": torch.zeros(SUMS, device=p.device)}
         rule = Hyperparameters(base="adamw", betas=(0.9, 0.999), decoupled_weight_decay=True, **OPTIONS)
-        self._step = torch.compile(lambda p, g, state: step_tensor(p, g, state, rule, p), dynamic=True)
+        self._step = torch.compile(lambda p, g, state: list(step_tensor(p, g, state, rule, p.numel())), dynamic=True)
 
     @torch.no_grad()
     def step(self) -> None:

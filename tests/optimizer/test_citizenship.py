@@ -216,7 +216,7 @@ def test_amsgrad_s_state_is_refused():
 @pytest.mark.parametrize("change", [{"activity": "trace"}, {"skip_nonfinite": True}], ids=str)
 def test_an_option_that_is_changed_between_steps_counts_from_the_next(change, state_bits):
     """And back: the moments stay."""
-    optimizer = NeuroPlastic([torch.nn.Parameter(torch.randn(80, 60))], state_bits=state_bits)
+    optimizer = NeuroPlastic([torch.nn.Parameter(torch.randn(80, 64))], state_bits=state_bits)
     (p,), group = optimizer.param_groups[0]["params"], optimizer.param_groups[0]
     take_steps(optimizer, 0, 2)
     before = {name: optimizer.state[p][name].clone() for name in ("exp_avg", "exp_avg_sq", "sums")}

@@ -50,7 +50,7 @@ def test_a_grad_scaler_changes_no_step(unscale_first):
 
 @pytest.mark.parametrize("state_bits", [8, 32])
 def test_a_grad_scaler_leaves_out_an_overflowed_step(state_bits):
-    params = parameters((80, 60), (7,))
+    params = parameters((80, 64), (7,))
     optimizer = NeuroPlastic(params, state_bits=state_bits)
     optimizer.step()
     before = copy.deepcopy((params, optimizer.state_dict()["state"]))
@@ -91,20 +91,20 @@ def test_stochastic_rounding_follows_its_seed_and_leaves_float32_alone():
 
 
 def test_eight_bit_state_takes_the_large_tensors():
-    params = parameters((64, 64), (4095,), (64, 128))
-    params[2] = torch.nn.Parameter(params[2].detach().t())
-    params[2].grad = torch.randn_like(params[2])
+    params = parameters((64, 64), (8192,), (128, 65), (64, 128))
+    params[3] = torch.nn.Parameter(params[3].detach().t())
+    params[3].grad = torch.randn_like(params[3])
     optimizer = NeuroPlastic(params, state_bits=8)
     optimizer.step()
-    assert ["scales" in optimizer.state[p] for p in params] == [True, False, False]
+    assert ["scales" in optimizer.state[p] for p in params] == [True, False, False, False]
     state = optimizer.state[params[0]]
     assert [state[name].dtype for name in ("exp_avg", "exp_avg_sq")] == [torch.int8, torch.uint8]
-    assert sum(value.nbytes for value in state.values()) < 2.05 * 4096
+    assert sum(value.nbytes for value in state.values()) < 2.15 * 4096
     assert optimizer.diagnostics()["gradient_mean"].isfinite()
 
 
 def test_eight_bit_state_resumes_with_the_same_bits(tmp_path):
-    params = parameters((80, 60), (7,))
+    params = parameters((80, 64), (7,))
     optimizer = NeuroPlastic(params, state_bits=8)
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
@@ -121,7 +121,7 @@ def test_eight_bit_state_resumes_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize(("saved_bits", "loaded_bits"), [(8, 32), (32, 8)])
 def test_state_is_loaded_in_the_precision_of_the_loading_optimizer(saved_bits, loaded_bits):
-    params = parameters((80, 60), (7,))
+    params = parameters((80, 64), (7,))
     saved = NeuroPlastic(params, state_bits=saved_bits)
     saved.step()
     loaded = NeuroPlastic(params, state_bits=loaded_bits)
@@ -141,12 +141,12 @@ def test_state_is_loaded_in_the_precision_of_the_loading_optimizer(saved_bits, l
 
 
 def test_scales_of_another_shape_are_refused():
-    params = parameters((80, 60))
+    params = parameters((80, 64))
     optimizer = NeuroPlastic(params, state_bits=8)
     optimizer.step()
     state = optimizer.state_dict()
     state["state"][0]["scales"] = torch.zeros(3, 2)
-    with pytest.raises(ValueError, match=r"scales of parameter 0 has shape \(3, 2\) where \(2, 19\) is needed"):
+    with pytest.raises(ValueError, match=r"scales of parameter 0 has shape \(3, 2\) where \(2, 80, 1\) is needed"):
         optimizer.load_state_dict(state)
 
 
@@ -209,7 +209,7 @@ def test_the_norm_of_half_gradients_under_a_loss_scale_does_not_overflow(dtype):
 
 
 def test_the_default_dtype_of_torch_changes_nothing():
-    params = parameters((80, 60))
+    params = parameters((80, 64))
     torch.set_default_dtype(torch.bfloat16)
     try:
         optimizer = NeuroPlastic(params, state_bits=8)

@@ -2,13 +2,11 @@
 
 import copy
 import itertools
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import needs_gloo, run_in_processes
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +18,7 @@ from hf_neuroplastic import NeuroPlastic
 
 BASES = ("gradient", "adamw", "momentum")
 STATISTICS = ("previous", "exact")
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 def network(dtype=torch.float64):
@@ -195,14 +193,6 @@ def hundred_steps(rank):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
-def run(rank, comparison, processes, port):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
-    comparison(rank)
-    dist.barrier()
-    os._exit(0)  # gloo's threads now and then do not survive the end of Python
-
-
 @pytest.mark.parametrize(
     ("comparison", "processes"),
     [
@@ -220,7 +210,4 @@ def run(rank, comparison, processes, port):
     ],
 )
 def test_a_sharded_model_trains_like_the_whole_one(comparison, processes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(comparison, processes, port), nprocs=processes)
+    run_in_processes(processes, comparison)

@@ -50,9 +50,10 @@ def compile_kernel(kernel: Any, capability: int, compiled_for: dict[str, Any], *
 
 
 KINDS = {  # and the device's capability
-    "float32": (Kind(torch.float32, torch.float32, False, False, True), 90),
-    "bfloat16, trace": (Kind(torch.bfloat16, torch.bfloat16, True, False, True), 80),
-    "8 bits, trace": (Kind(torch.bfloat16, torch.float32, True, True, True), 90),
+    "float32": (Kind(torch.float32, torch.float32, False, 0, True), 90),
+    "bfloat16, trace": (Kind(torch.bfloat16, torch.bfloat16, True, 0, True), 80),
+    "8 bits, trace": (Kind(torch.bfloat16, torch.float32, True, 256, True), 90),
+    "8 bits in blocks of 16": (Kind(torch.bfloat16, torch.float32, False, 16, True), 80),
 }
 
 
@@ -62,13 +63,13 @@ def step_arguments(**options: Any) -> dict[str, Any]:
     table, floats = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
     rule = Hyperparameters(**hyper, skip_nonfinite=True)
     rule = kernel_rule(rule, torch.device("cpu"), gradient_factor=floats, found_inf=floats)
-    return {"fields": table, "gradients": table, "skips": floats, "partials": floats, "rule": rule}
+    return {"fields": table, "gradients": table, "partials": floats, "rule": rule}
 
 
 def compiled_step(kind: Kind, capability: int, mode: str, **options: Any) -> Any:
     fixed = {"MODE": mode, "STOCHASTIC": mode == "apply" and kind.param == torch.bfloat16}
     fixed |= {"PARAM_DTYPE": DTYPES[kind.param], "GRAD_DTYPE": DTYPES[kind.grad], "TRACES": kind.traces}
-    fixed |= {"EIGHT_BIT": kind.eight_bit, "ALIGNED": kind.aligned, "CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block}
+    fixed |= {"GROUP": kind.eight_bit, "ALIGNED": kind.aligned, "CHUNK": DEVICE.chunk, "BLOCK": DEVICE.block}
     arguments = step_arguments(**options)
     owners = arguments["fields"]
     return compile_kernel(step_kernel, capability, fixed, owners=owners, start_chunk=3, seed=1, **arguments)

@@ -1,5 +1,6 @@
 """What the tests of the optimizer step share, whatever the form that takes it."""
 
+import collections
 import importlib
 import os
 import shutil
@@ -8,16 +9,24 @@ import pytest
 import torch
 
 from neuroplastic_kernels.plasticity_step import native
-from neuroplastic_kernels.plasticity_step.eight_bit import CODES, blocks
+from neuroplastic_kernels.plasticity_step.eight_bit import CODES, scales_shape
 from neuroplastic_kernels.plasticity_step.reference import SUMS, NeuronFactor
 from neuroplastic_kernels.plasticity_step.storage import state_dtype
 
-FORMS = {
-    "reference": importlib.import_module("neuroplastic_kernels.plasticity_step.reference").plasticity_step,
-    "native": native.plasticity_step,
+PASSES = {
+    "reference": importlib.import_module("neuroplastic_kernels.plasticity_step.reference").plasticity_passes,
+    "native": native.plasticity_passes,
 }
 if importlib.util.find_spec("triton"):
-    FORMS["fused"] = importlib.import_module("neuroplastic_kernels.plasticity_step.fused").plasticity_step
+    PASSES["fused"] = importlib.import_module("neuroplastic_kernels.plasticity_step.fused").plasticity_passes
+
+
+def whole_step(passes):
+    """A form from its first pass to its last."""
+    return lambda *lists, **options: collections.deque(passes(*lists, **options), maxlen=0)
+
+
+FORMS = {name: whole_step(passes) for name, passes in PASSES.items()}
 needs_compiler = pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++").split()[0]), reason="needs a C++ compiler: install g++ or set CXX"
 )
@@ -51,7 +60,7 @@ class Problem:
         wide, device = state_dtype(p), p.device
         state = {name: torch.zeros_like(p, dtype=CODES[name].dtype if eight_bit else wide) for name in names}
         if eight_bit:
-            state["scales"] = torch.zeros(len(names), blocks(p.numel()), device=device)
+            state["scales"] = torch.zeros(scales_shape(p.shape, len(names)), device=device)
         counters = {name: torch.zeros((), device=device) for name in ("step", "skipped")}
         return state | counters | {"sums": torch.zeros(SUMS, dtype=wide, device=device)}
 

@@ -1,13 +1,14 @@
 """Operations for plasticity during fine-tuning: each a PyTorch reference, most with a fused form of the same signature."""
 
 from .common.philox import uniform
-from .common.shards import add_over_shards, is_sharded, part_of, split_over
+from .common.shards import add_over_shards, add_up, added_up_over, is_sharded, part_of, split_over
 from .dispatch import (
     BACKENDS,
     FUSED_DTYPES,
     ffn_activation,
     neuron_reinit,
     plasticity_step,
+    plasticity_steps,
     select,
     synaptic_scale,
 )
@@ -16,7 +17,7 @@ from .ffn_activation.reference import activation_name, record_neuron_sums
 from .neuron_reinit.neurons import Fill, Incoming, Init, NeuronTensors, StateSlice
 from .plasticity_step import eight_bit
 from .plasticity_step.reference import SUMS, Hyperparameters, NeuronFactor
-from .plasticity_step.sharded import reduce_sums, settle
+from .plasticity_step.sharded import aligned, settle
 from .plasticity_step.storage import is_flat, state_dtype
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "StateSlice",
     "activation_name",
     "add_over_shards",
+    "add_up",
+    "added_up_over",
+    "aligned",
     "eight_bit",
     "ffn_activation",
     "is_flat",
@@ -40,8 +44,8 @@ __all__ = [
     "neuron_sums",
     "part_of",
     "plasticity_step",
+    "plasticity_steps",
     "record_neuron_sums",
-    "reduce_sums",
     "select",
     "settle",
     "split_over",

@@ -19,8 +19,8 @@ from .ffn_activation.reference import ffn_activation as ffn_activation_reference
 from .neuron_reinit.neurons import NeuronTensors
 from .neuron_reinit.reference import neuron_reinit as neuron_reinit_reference
 from .plasticity_step import sharded
-from .plasticity_step.native import load_plasticity_step
-from .plasticity_step.reference import plasticity_step as plasticity_step_reference
+from .plasticity_step.native import load_plasticity_passes
+from .plasticity_step.reference import plasticity_passes as plasticity_step_reference
 from .synaptic_scale.reference import synaptic_scale as synaptic_scale_reference
 
 ffn_activation_fused: Callable[..., Any] | None = None
@@ -36,7 +36,7 @@ except ImportError:
 if TRITON_INSTALLED:
     from .ffn_activation.fused import ffn_activation as ffn_activation_fused
     from .neuron_reinit.fused import neuron_reinit as neuron_reinit_fused
-    from .plasticity_step.fused import plasticity_step as plasticity_step_fused
+    from .plasticity_step.fused import plasticity_passes as plasticity_step_fused
     from .synaptic_scale.fused import synaptic_scale as synaptic_scale_fused
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton where a kernel is defined, that is, just now
@@ -45,7 +45,10 @@ BACKENDS = ("auto", "reference", "native", "fused")
 
 
 class Forms(NamedTuple):
-    """The forms of one operation; `load_native` builds the native one, and raises RuntimeError where that fails."""
+    """The forms of one operation; `load_native` builds the native one, and raises RuntimeError where that fails.
+
+    Those of `plasticity_step` are generators of its passes.
+    """
 
     reference: Callable[..., Any]
     fused: Callable[..., Any] | None
@@ -53,7 +56,7 @@ class Forms(NamedTuple):
 
 
 FORMS = {
-    "plasticity_step": Forms(plasticity_step_reference, plasticity_step_fused, load_plasticity_step),
+    "plasticity_step": Forms(plasticity_step_reference, plasticity_step_fused, load_plasticity_passes),
     "ffn_activation": Forms(ffn_activation_reference, ffn_activation_fused),
     "neuron_reinit": Forms(neuron_reinit_reference, neuron_reinit_fused),
     "synaptic_scale": Forms(synaptic_scale_reference, synaptic_scale_fused),
@@ -129,18 +132,34 @@ def plasticity_step(
     states: Sequence[dict[str, Tensor]],
     *,
     backend: str = "auto",
+    workspace: dict[Any, Any] | None = None,
     **options: Any,
 ) -> None:
     """One NeuroPlastic step of every tensor, in place; see `plasticity_step.reference` for the arguments.
 
     The first tensor of a dtype that kernels take decides the form; every form sends tensors it cannot take to the reference.
+    With a workspace, the sums of sharded tensors are in their states after `settle([workspace])` only.
     """
-    like = [next((param for param in params if param.dtype in FUSED_DTYPES), params[0])] if params else []
-    form = select("plasticity_step", backend, params if backend == "native" else like)
-    if any(map(is_sharded, params)):
-        sharded.plasticity_step(form, params, grads, states, **options)
-    else:
-        form(params, grads, states, **options)
+    held = {} if workspace is None else workspace
+    tensors = {"params": params, "grads": grads, "states": states}
+    plasticity_steps([{**tensors, "backend": backend, "workspace": held, **options}])
+    if workspace is None:
+        sharded.settle([held])
+
+
+def plasticity_steps(lists: Sequence[dict[str, Any]]) -> None:
+    """`plasticity_step` of several lists, of each the arguments, with a workspace of its own.
+
+    What shards need to know of each other is added up for all lists together; call `settle` with the workspaces before states
+    are read.
+    """
+    steps = []
+    for each in lists:
+        arguments = {name: value for name, value in each.items() if name != "backend"}
+        params, backend = each["params"], each.get("backend", "auto")
+        like = [next((param for param in params if param.dtype in FUSED_DTYPES), params[0])] if params else []
+        steps.append((select("plasticity_step", backend, params if backend == "native" else like), arguments))
+    sharded.run(steps)
 
 
 def ffn_activation(

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from neuroplastic_kernels.plasticity_step.eight_bit import BLOCK, CODES, blocks, decode, decoded, encode, names, store
+from neuroplastic_kernels.plasticity_step.eight_bit import (
+    BLOCK,
+    CODES,
+    block_of,
+    decode,
+    decoded,
+    encode,
+    names,
+    scales_shape,
+    store,
+)
 
 CODE = pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 
@@ -17,7 +27,7 @@ def values(numel, code, scale=1.0):
 def test_every_code_survives_decoding_and_encoding(code):
     lowest = -code.levels if code.dtype == torch.int8 else 0
     codes = torch.arange(lowest, code.levels + 1).to(code.dtype)
-    decoded = decode(codes, torch.full((blocks(codes.numel()),), 3.0), code)
+    decoded = decode(codes, torch.full((-(-codes.numel() // BLOCK),), 3.0), code)
     again, scales = encode(decoded, 0.5, code)
     assert torch.equal(again, codes)
     torch.testing.assert_close(scales[0], torch.tensor(3.0))
@@ -30,7 +40,7 @@ def test_the_error_is_at_most_a_step_of_the_code(code, numel):
     exact = values(numel, code, 1e-5)
     codes, scales = encode(exact, torch.rand(numel), code)
     assert codes.dtype == code.dtype
-    assert scales.shape == (blocks(numel),)
+    assert scales.shape == (-(-numel // BLOCK),)
     scale = scales.repeat_interleave(BLOCK)[:numel]
     root = lambda x: (x.abs() / scale) ** (1 / code.power)  # noqa: E731
     assert ((root(decode(codes, scales, code)) - root(exact)).abs() * code.levels).max() < 1.001
@@ -79,12 +89,40 @@ def test_zeros_stay_zero_and_a_bad_value_shows_in_its_block_only(code):
 
 @pytest.mark.parametrize("streams", [2, 3])
 def test_moments_take_a_byte_each_and_a_scale(streams):
-    moments = {name: values(5000, code).view(50, 100) for name, code in list(CODES.items())[:streams]}
-    state = {name: torch.zeros(50, 100, dtype=CODES[name].dtype) for name in moments}
-    state["scales"] = torch.zeros(streams, blocks(5000))
+    moments = {name: values(5120, code).view(20, 256) for name, code in list(CODES.items())[:streams]}
+    state = {name: torch.zeros(20, 256, dtype=CODES[name].dtype) for name in moments}
+    state["scales"] = torch.zeros(scales_shape((20, 256), streams))
     assert names(state) == list(moments)
     store(state, moments)
-    assert sum(each.nbytes for each in state.values()) / 5000 < 1.02 * streams
+    assert sum(each.nbytes for each in state.values()) / 5120 < 1.02 * streams
     for name, value in decoded(state).items():
-        assert value.shape == (50, 100)
+        assert value.shape == (20, 256)
         assert (value - moments[name]).norm() < 0.02 * moments[name].norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "scales"),
+    [
+        ((30, 768), 256, (2, 30, 3)),
+        ((30, 384), 128, (2, 30, 3)),
+        ((5, 2, 8), 16, (2, 5, 1)),
+        ((0, 32), 32, (2, 0, 1)),
+        ((300, 100), 256, (2, 1, 118)),  # no block lies in rows of 4 * 25 elements
+        ((5000,), 256, (2, 1, 20)),
+    ],
+)
+def test_blocks_lie_in_rows_where_rows_allow(shape, block, scales):
+    assert block_of(shape) == block
+    assert scales_shape(shape, 2) == scales
+
+
+@pytest.mark.parametrize("shape", [(6, 384), (7, 16), (5, 3, 32)])
+@CODE
+def test_some_rows_have_the_codes_that_they_have_in_the_whole(code, shape):
+    exact = torch.randn(shape) if code.dtype == torch.int8 else torch.rand(shape)
+    draw = torch.rand(shape)
+    codes, scales = encode(exact, draw, code)
+    for start, stop in ((0, 2), (2, 5), (5, shape[0])):
+        part, of_part = encode(exact[start:stop], draw[start:stop], code)
+        assert torch.equal(part, codes[start:stop])
+        assert torch.equal(of_part, scales.view(shape[0], -1)[start:stop].flatten())

@@ -6,7 +6,7 @@ from steps import BASES, HALVES, Problem, assert_close, both, cut_into
 
 from neuroplastic_kernels.plasticity_step.eight_bit import decoded
 
-SIZES = [(5, 7), (5100,), (256,), (2, 256)]  # the first too small for codes
+SIZES = [(5, 7), (5100,), (256,), (2, 256), (40, 48), (9, 192)]  # the first too small for codes; blocks of 16 and 64
 
 
 def assert_nearly_equal(fused, reference):

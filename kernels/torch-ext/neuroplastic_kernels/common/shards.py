@@ -36,6 +36,11 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def local(value: Any) -> Tensor:
+    """What this process holds of a tensor."""
+    return value._local_tensor if is_sharded(value) else value
+
+
 def split_over(tensor: Any) -> tuple[int, ...]:
     """The dimensions of the mesh over which a DTensor is split; none for a plain tensor."""
     placements = tensor.placements if is_sharded(tensor) else ()
@@ -50,7 +55,7 @@ def part_of(tensor: Any) -> Part:
     """
     dims = split_over(tensor)
     if not dims:
-        return Part(tensor._local_tensor if is_sharded(tensor) else tensor)
+        return Part(local(tensor))
     placement = tensor.placements[dims[0]]
     if len(dims) > 1 or type(placement).__name__ != "Shard":
         raise ValueError(f"a tensor split once is needed, got one with the placements {tensor.placements}")
@@ -89,14 +94,51 @@ def put(tensor: Tensor, dim: int, places: Tensor, values: Tensor | float) -> Non
 
 
 def add_over_shards(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Completes sums in place, each given with the tensor over whose shards it goes: one all-reduce for each mesh and dtype."""
+    """Completes sums in place, each given with the tensor over whose shards it goes; see `add_up`."""
+    parts = [(added_up_over(tensor, values.dtype), values) for values, tensor in sums if is_sharded(tensor)]
+    for reduction in add_up(parts):
+        reduction.finish()
+
+
+class Reduction(NamedTuple):
+    """An all-reduce: its handle, None once done; the numbers that it adds up; the parts of rows that these are."""
+
+    work: Any
+    numbers: Tensor
+    parts: list[Tensor]
+
+    def finish(self) -> None:
+        if self.work is not None:
+            self.work.wait()
+        for part, numbers in zip(self.parts, self.numbers.split(list(map(Tensor.numel, self.parts))), strict=True):
+            part.copy_(numbers.view_as(part))
+
+
+def added_up_over(tensor: Any, dtype: torch.dtype) -> Any:
+    """The mesh, its dimensions over which a tensor is split, and the dtype and device of what is added up over them."""
+    mesh = tensor.device_mesh
+    inside = mesh.get_coordinate() is not None
+    dims = tuple(dim for dim, each in enumerate(tensor.placements) if inside and not each.is_replicate())
+    return mesh, dims, dtype, tensor.device
+
+
+def add_up(parts: Sequence[tuple[Any, Tensor]], waits: bool = True) -> list[Reduction]:
+    """Starts to add parts up over the processes, each over those of its key, by one all-reduce for each key and dimension.
+
+    parts: keys of `added_up_over`, and numbers that are replaced by their sums once the reductions are finished.
+    """
     together: dict[Any, list[Tensor]] = {}
-    for values, tensor in sums:
-        for dim in split_over(tensor):
-            group = tensor.device_mesh.get_group(dim)  # type: ignore[attr-defined]
-            together.setdefault((group, values.dtype, values.device), []).append(values)
-    for (group, *_), parts in together.items():
-        flat = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(flat, group=group)
-        for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
-            part.copy_(total.view_as(part))
+    for key, part in parts:
+        together.setdefault(key, []).append(part)
+    reductions = []
+    for (mesh, dims, *_), each in together.items():
+        if dims:
+            # To the mesh's device: shards may wait in the host's memory.
+            numbers = torch.cat([part.flatten() for part in each]).to(mesh.device_type)
+            groups = [mesh.get_group(dim) for dim in dims]
+            for group in groups[:-1]:
+                dist.all_reduce(numbers, group=group)
+            # On the CPU every reduction is waited for: gloo aborts a process that ends while one is under way.
+            work = dist.all_reduce(numbers, group=groups[-1], async_op=numbers.is_cuda and not waits)
+            reductions.append(Reduction(work, numbers, each))
+    return reductions

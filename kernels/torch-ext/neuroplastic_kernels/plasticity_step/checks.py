@@ -23,7 +23,7 @@ def check_lists(
             f"the lists of tensors must be of one length, got {', '.join(str(len(each)) for each in lists)}"
         )
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        lacking = sorted(ALWAYS - state.keys())
+        lacking = sorted(ALWAYS - state.keys()) if state or grad is not None else []
         if lacking:
             raise RuntimeError(
                 f"the state of parameter {index} lacks {', '.join(lacking)}: a step cannot go on from it"
@@ -58,5 +58,3 @@ def check_factor(param: Tensor, factor: Any, index: int) -> None:
         got = f"{layout}{values.dtype} of shape {tuple(values.shape)} on {values.device}"
     if got != f"torch.float32 of shape {(param.shape[dim],)} on {param.device}":
         raise ValueError(f"values in {where} must be {wanted}; got {got}")
-    if type(param) not in (Tensor, torch.nn.Parameter):
-        raise ValueError(f"{where} cannot be: the parameter is a {type(param).__name__}; factors are for whole tensors")

@@ -1,4 +1,4 @@
-"""Optimizer state in 8 bits: a code per element and a scale per block of 256, computed without tables.
+"""Optimizer state in 8 bits: a code per element and a scale per block of at most 256, computed without tables.
 
 With s the largest magnitude of a block, L the largest code and k the power of the stream,
 
@@ -10,15 +10,20 @@ a thousandth per step would stay at its code for ever. A positive v never become
 
 Blocks are those of Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861; the arithmetic codes in
 place of its tables and the unbiased draw are deviations. A block with a non-finite value decodes to NaN as a whole.
+
+A row is what one index of a tensor's first dimension holds. Blocks lie within rows: of 256 elements, or of the largest power
+of 2 that divides a row, so that no split into rows, as FSDP's, cuts a block: codes and scales of shards are those of the whole.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-BLOCK = 256
+BLOCK = 256  # elements at most
+ROW = 16  # elements of which a row must be a multiple
 SMALLEST = 4096  # elements; below it state stays in float32
 
 
@@ -37,9 +42,24 @@ CODES = {  # in the order of the rows of `scales`
 }
 
 
-def blocks(numel: int) -> int:
-    """Blocks of a tensor; the last may be shorter."""
-    return -(-numel // BLOCK)
+def has_blocks_in_rows(shape: Sequence[int]) -> bool:
+    """Whether a tensor's rows can be cut into blocks."""
+    row = math.prod(shape[1:])
+    return len(shape) > 1 and row > 0 and row % ROW == 0
+
+
+def block_of(shape: Sequence[int]) -> int:
+    """Elements of a block of a tensor of this shape, or of some of its rows; without blocks in rows the last may be shorter."""
+    row = math.prod(shape[1:])
+    return min(BLOCK, row & -row) if has_blocks_in_rows(shape) else BLOCK
+
+
+def scales_shape(shape: Sequence[int], streams: int) -> tuple[int, int, int]:
+    """[streams, rows, blocks of a row] of a tensor's scales; a tensor without blocks in rows counts as one row."""
+    block = block_of(shape)
+    if has_blocks_in_rows(shape):
+        return streams, shape[0], math.prod(shape[1:]) // block
+    return streams, 1, -(-math.prod(shape) // block)
 
 
 def is_quantised(state: Tensor) -> bool:
@@ -49,18 +69,20 @@ def is_quantised(state: Tensor) -> bool:
 
 def block_scales(values: Tensor) -> Tensor:
     """float32 [blocks]: the largest magnitude of each, infinite where a value is NaN."""
-    flat = values.reshape(-1).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-    short = -flat.numel() % BLOCK
-    return torch.nn.functional.pad(flat, (0, short)).view(-1, BLOCK).amax(1)
+    flat, block = values.reshape(-1).abs().nan_to_num(nan=torch.inf, posinf=torch.inf), block_of(values.shape)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block)).view(-1, block).amax(1)
 
 
 def spread(scales: Tensor, like: Tensor) -> Tensor:
     """The scale of every element, in the shape of `like`."""
-    return scales.repeat_interleave(BLOCK, output_size=scales.numel() * BLOCK)[: like.numel()].view(like.shape)
+    block = block_of(like.shape)
+    return (
+        scales.flatten().repeat_interleave(block, output_size=scales.numel() * block)[: like.numel()].view(like.shape)
+    )
 
 
 def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
-    """float32 values of `codes`' shape. scales: float32 [blocks]."""
+    """float32 values of `codes`' shape. scales: float32, of as many elements as there are blocks."""
     fraction = codes.to(torch.float32) * (1 / code.levels)
     magnitude = fraction.square()
     if code.power == 4:
@@ -106,5 +128,6 @@ def store(state: Mapping[str, Tensor], values: Mapping[str, Tensor], words: Sequ
     """
     for row, name in enumerate(names(state) if "scales" in state else ()):
         draw = 0.5 if words is None else (words[row] >> 8).to(torch.float32) * 2.0**-24
-        codes, state["scales"][row] = encode(values[name], draw, CODES[name])
+        codes, scales = encode(values[name], draw, CODES[name])
+        state["scales"][row] = scales.view(state["scales"].shape[1:])
         state[name].copy_(codes)

@@ -5,7 +5,7 @@ while the tensors stay where they are; gradients may move. After one step outsid
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -18,18 +18,16 @@ from torch.autograd.graph import increment_version
 from .fused_formulas import Average, Rule
 from .fused_kernels import join_kernel, step_kernel
 from .lists import Lists, State, begin, leave_others
+from .passes import Shard, is_plastic, measures, passes
 from .reference import Hyperparameters, NeuronFactor
 from .tables import DTYPES, Table, geometry, is_taken, table
 
 
-def prepare(skips: bool, capturing: bool, lists: Lists) -> tuple[list[Table], list[int]]:
+def prepare(skips: bool, rounds: bool, capturing: bool, lists: Lists) -> tuple[list[Table], list[int]]:
     """The tables of the tensors that kernels take, one per device, and the places of the others. lists: of `begin`."""
-    params, grads, states, factors = lists
     members, others = dict[torch.device, list[int]](), list[int]()
-    for number, param in enumerate(params):
-        neurons = None if factors is None else factors[number]
-        taken = is_taken(param, grads[number], states[number], neurons, skips)
-        (members.setdefault(param.device, []) if taken else others).append(number)
+    for number, param in enumerate(lists.params):
+        (members.setdefault(param.device, []) if is_taken(lists, number, skips, rounds) else others).append(number)
     return [table(each, lists, capturing) for each in members.values()], others
 
 
@@ -41,11 +39,11 @@ def kernel_rule(hyper: Hyperparameters, device: torch.device, **scalars: Tensor 
     """The options as kernel arguments. scalars: gradient_factor and found_inf."""
     scalars["lr_tensor"] = hyper.lr if isinstance(hyper.lr, Tensor) and not hyper.lr.is_cpu else None
     placed = {name: None if each is None else each.to(device, torch.float32) for name, each in scalars.items()}
-    plastic, decay = bool(hyper.strength) or hyper.base == "gradient", float(hyper.weight_decay)
+    decay = float(hyper.weight_decay)
     return Rule(
         base=tl.constexpr(hyper.base),
-        plastic=tl.constexpr(plastic),
-        exact=tl.constexpr(plastic and (hyper.base == "gradient" or hyper.statistics == "exact")),
+        plastic=tl.constexpr(is_plastic(hyper)),
+        exact=tl.constexpr(measures(hyper)),
         skips=tl.constexpr(hyper.skip_nonfinite),
         lr=float(hyper.lr) if scalars["lr_tensor"] is None else 0.0,
         sign=-1.0 if hyper.maximize else 1.0,
@@ -68,25 +66,21 @@ def kernel_rule(hyper: Hyperparameters, device: torch.device, **scalars: Tensor 
     )
 
 
-def launch(table: Table, gradients: Tensor, rule: Rule, seed: int, stochastic_rounding: bool) -> None:
-    """All launches of one step on one device. gradients: int64 [tensors], their addresses."""
+def launch(table: Table, gradients: Tensor, rule: Rule, mode: str, seed: int, stochastic_rounding: bool) -> None:
+    """All launches of one pass on one device. gradients: int64 [tensors], their addresses."""
     shape, tensors = geometry(), len(table.members)
-    modes = ["signals", "squares", "apply"] if rule.exact.value else ["apply"]
-    if rule.skips.value and not rule.exact.value:
-        modes.insert(0, "check")
-    for mode in modes:
-        for kind, start, chunks in table.buckets:
-            rounds = stochastic_rounding and kind.param == torch.bfloat16 and mode == "apply"
-            if chunks:
-                step_kernel[(chunks,)](
-                    table.fields, gradients, table.owners, table.skips, table.partials, start, seed, rule, mode, rounds,
-                    DTYPES[kind.param], DTYPES[kind.grad], *kind[2:], shape.chunk, shape.block, num_warps=shape.warps,
-                )  # fmt: skip
-        join_kernel[(tensors,)](table.fields, gradients, table.skips, table.partials, rule, mode)
+    for kind, start, chunks in table.buckets:
+        rounds = stochastic_rounding and kind.param == torch.bfloat16 and mode == "apply"
+        if chunks:
+            step_kernel[(chunks,)](
+                table.fields, gradients, table.owners, table.partials, start, seed, rule, mode, rounds,
+                DTYPES[kind.param], DTYPES[kind.grad], *kind[2:], shape.chunk, shape.block, num_warps=shape.warps,
+            )  # fmt: skip
+    join_kernel[(tensors,)](table.fields, gradients, table.partials, rule, mode)
 
 
 @torch.no_grad()
-def plasticity_step(
+def plasticity_passes(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     states: Sequence[State],
@@ -94,28 +88,41 @@ def plasticity_step(
     gradient_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
+    shards: Sequence[Shard | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
-) -> None:
+) -> Iterator[str]:
     """Steps every tensor that has a gradient once, in place.
 
-    The arguments, errors and results, but for the order of sums, of `reference.plasticity_step`. `workspace` holds the tables,
-    and must live as long as the CUDA graphs that read them: one dict for each list of tensors. Tensors that the kernels do not
-    take (float64, not contiguous, sharded, with a step counter on another device, with such a gradient) go to the reference.
+    Arguments, errors and results, but for the order of sums, are those of `reference.plasticity_passes`. `workspace` holds the
+    tables and must live as long as the CUDA graphs that read them: one dict for each list of tensors. Tensors that the kernels
+    do not take (float64, not contiguous, with a step counter on another device, with such a gradient; columns of a tensor that
+    needs random numbers) go to the reference.
     """
     options = Hyperparameters(**hyper)
-    skips, seed = options.skip_nonfinite, (options.seed + 2**63) % 2**64 - 2**63  # signed
+    kinds, seed = (
+        (options.skip_nonfinite, options.stochastic_rounding),
+        (options.seed + 2**63) % 2**64 - 2**63,
+    )  # signed
     workspace = {} if workspace is None else workspace
     capturing = any(param.is_cuda for param in params) and torch.cuda.is_current_stream_capturing()
-    lists, make = Lists(params, grads, states, neuron_factors), partial(prepare, skips, capturing)
-    step = begin(workspace, lists, ("fused", skips), make, keep=not capturing)
+    lists, make = Lists(params, grads, states, neuron_factors, shards), partial(prepare, *kinds, capturing)
+    step = begin(workspace, lists, ("fused", *kinds), make, keep=not capturing)
+    left = leave_others(step, lists, gradient_factor=gradient_factor, found_inf=found_inf, **hyper)
+    launches = []
     for each in step.prepared.tables:
         device = each.fields.device
         rule = kernel_rule(options, device, gradient_factor=gradient_factor, found_inf=found_inf)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             gradients = each.gradients(step.addresses, capturing)
-            if capturing:
-                workspace.setdefault("captured", []).append((each, gradients))  # the graph reads them again
-            launch(each, gradients, rule, seed, options.stochastic_rounding)
-    increment_version(step.stepped)  # kernels write behind torch's back
-    leave_others(step, lists, gradient_factor=gradient_factor, found_inf=found_inf, **hyper)
+        if capturing:
+            workspace.setdefault("captured", []).append((each, gradients))  # the graph reads them again
+        launches.append((device, partial(launch, each, gradients, rule)))
+    for name in passes(options):
+        for device, run in launches:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                run(name, seed, options.stochastic_rounding)
+        if name == "apply":
+            increment_version(step.stepped)  # kernels write behind torch's back
+        next(left, None)
+        yield name

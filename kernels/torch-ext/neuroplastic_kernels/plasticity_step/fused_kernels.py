@@ -3,13 +3,13 @@
 `step_kernel` works on one chunk of one tensor, block by block, in one of four modes:
 
     "apply"     the step itself, with alpha and h of the sums in `sums`; leaves the chunk's own part of such sums
-    "signals"   changes nothing; the chunk's part of the sums of activity, |g| and |r|, and its non-finite gradients
+    "signals"   changes nothing; the chunk's part of the sums of activity, |g| and |r|
     "squares"   changes nothing; the chunk's part of the sums of base^2 and update^2, with alpha of the sums in `sums`
     "check"     changes nothing; the chunk's non-finite gradients
 
 `join_kernel` adds the parts up, in fixed order, into `sums`: no atomics, so the same inputs give the same bits. A step with
 statistics "previous" is "apply"; an exact one is "signals", "squares", "apply", each but the last seeing what the one before
-left in `sums`. Where tensors with non-finite gradients are to be skipped, "signals" or else "check" comes first and finds them.
+left in `sums`. Where tensors with non-finite gradients are to be skipped, "check" comes first and finds them.
 
 Bytes per float32 parameter of "apply": reads p, g, m, v and writes p, m, v, 28; a trace takes 8 more. With 8-bit state, 16
 and a 16th, with a trace 18 and a 10th. "signals" reads g, m, v, "squares" too, and p for coupled decay; "check" reads g.
@@ -29,11 +29,11 @@ from .fused_formulas import (
     modulation,
     rates,
 )
-from .fused_storage import GROUP, load, load_moment, store_moment, store_param
+from .fused_storage import load, load_moment, store_moment, store_param
 from .tables import Row
 
-(PARAM, EXP_AVG, EXP_AVG_SQ, TRACE, SCALES, SUMS, STEP, SKIPPED, FACTORS, NEURONS, STRIDE, NUMEL, FIRST, CHUNKS, NUMBER,
- ) = (tl.constexpr(place) for place in range(len(Row._fields)))  # fmt: skip
+(PARAM, EXP_AVG, EXP_AVG_SQ, TRACE, SCALES, SUMS, NONFINITE, STEP, SKIPPED, FACTORS, NEURONS, STRIDE, NUMEL, WHOLE, ORIGIN,
+ FIRST, CHUNKS, NUMBER) = (tl.constexpr(place) for place in range(len(Row._fields)))  # fmt: skip
 COLUMNS = tl.constexpr(len(Row._fields))
 _SUMS = tl.constexpr(reference.SUMS)
 _BAD = tl.constexpr(reference.UPDATE_SQUARED)  # non-finite gradients are counted where update^2 will be
@@ -42,19 +42,25 @@ _PARTS = tl.constexpr(512)  # chunks joined at a time
 
 
 @triton.jit
-def _is_idle(gradients, skips, tensor, rule, MODE: tl.constexpr):
-    """Whether a tensor stays as it is: without a gradient, after an overflow, or skipped."""
+def _floats(address):
+    return tl.load(address).to(tl.pointer_type(tl.float32))
+
+
+@triton.jit
+def _is_idle(gradients, tensor, rule):
+    """Whether a tensor stays as it is: without a gradient, or after an overflow."""
     idle = tl.load(gradients + tensor) == 0
     if rule.found_inf is not None:
         idle |= tl.load(rule.found_inf) != 0
-    if rule.skips and (MODE == "squares" or MODE == "apply"):
-        idle |= tl.load(skips + tensor) != 0
     return idle
 
 
 @triton.jit
-def _floats(address):
-    return tl.load(address).to(tl.pointer_type(tl.float32))
+def _is_skipped(row, rule, MODE: tl.constexpr):
+    skipped = False
+    if rule.skips and MODE != "check":
+        skipped = tl.load(_floats(row + NONFINITE)) != 0
+    return skipped
 
 
 @triton.jit
@@ -67,8 +73,9 @@ def _stream(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC: tl.constexpr):
-    """Stores a block after its step. draw: seed, the chunk's first element, step and tensor, of random numbers."""
+def _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC: tl.constexpr, GROUP: tl.constexpr):
+    """Stores a block after its step. draw: seed, the chunk's first element in the whole tensor, step and tensor, of random
+    numbers."""
     offsets = offset + tl.arange(0, p.shape[0])
     words = (None, None, None, None)
     if STOCHASTIC or scales[0] is not None:
@@ -77,10 +84,10 @@ def _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC: tl
         zero = element * 0
         words = tl.philox(seed, element, zero + step, zero, zero + number)
     store_param(streams[0], offsets, mask, p, words[0] if STOCHASTIC else None)
-    store_moment(streams[2], scales[0], offset, size, mask, m, words[1], 127, 2)
-    store_moment(streams[3], scales[1], offset, size, mask, v, words[2], 255, 4)
+    store_moment(streams[2], scales[0], offset, size, mask, m, words[1], 127, 2, GROUP)
+    store_moment(streams[3], scales[1], offset, size, mask, v, words[2], 255, 4, GROUP)
     if a is not None:
-        store_moment(streams[4], scales[2], offset, size, mask, a, words[3], 255, 2)
+        store_moment(streams[4], scales[2], offset, size, mask, a, words[3], 255, 2, GROUP)
 
 
 @triton.jit
@@ -117,10 +124,11 @@ def _block(
     rule,
     MODE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
+    FULL: tl.constexpr,
 ):
-    """The block at `offset` of a chunk; `totals` plus its part. WHOLE: not cut short by the chunk's end.
+    """The block at `offset` of a chunk; `totals` plus its part. FULL: not cut short by the chunk's end.
 
     parts: pointers to the chunk's p, g, m, v and a, which is None without a trace; to the scales of m, v and a, None unless in
     8 bits; the chunk's elements, `_neurons`, and `_write`'s draw. now: `gradient_gain`, `corrections`, `modulation`, h and
@@ -129,21 +137,21 @@ def _block(
     streams, scales, size, neurons, draw = parts
     gain, correct, modulated, h, lr, keep = now
     offsets = offset + tl.arange(0, BLOCK)
-    mask = None if WHOLE else offsets < size
+    mask = None if FULL else offsets < size
     activities, gradients, memories, bases, updates = totals
     g, p = load(streams[1], offsets, mask) * gain, None
     if MODE == "apply" or (MODE != "check" and rule.coupled is not None):
         p = load(streams[0], offsets, mask)
-    if MODE == "check" or MODE == "signals":
+    if MODE == "check":
         updates = _added(updates, tl.where(tl.abs(g) < float("inf"), 0.0, 1.0), mask)
     if MODE != "check":
         if rule.coupled is not None and rule.base != "gradient":
             g += rule.coupled * p
-        m = average(load_moment(streams[2], scales[0], offsets, mask, 127, 2), g, rule.of_m)
-        v = rule.of_v.keep * load_moment(streams[3], scales[1], offsets, mask, 255, 4) + rule.of_v.take * g * g
+        m = average(load_moment(streams[2], scales[0], offsets, mask, 127, 2, GROUP), g, rule.of_m)
+        v = rule.of_v.keep * load_moment(streams[3], scales[1], offsets, mask, 255, 4, GROUP) + rule.of_v.take * g * g
         a = None
         if streams[4] is not None:
-            a = average(load_moment(streams[4], scales[2], offsets, mask, 255, 2), tl.abs(g), rule.of_a)
+            a = average(load_moment(streams[4], scales[2], offsets, mask, 255, 2, GROUP), tl.abs(g), rule.of_a)
         base, signals = base_and_signals(g, m, v, a, correct, rule)
         update = base
         if rule.plastic and MODE != "signals":
@@ -159,7 +167,7 @@ def _block(
             updates = _added(updates, update * update, mask)
         if MODE == "apply":
             p = keep * p - lr * _of_neurons(update * h, neurons, offsets, mask)
-            _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC)
+            _write(streams, scales, offset, size, mask, p, m, v, a, draw, STOCHASTIC, GROUP)
     return activities, gradients, memories, bases, updates
 
 
@@ -168,22 +176,22 @@ def step_kernel(
     fields,  # int64 [tensors, COLUMNS]: the rows of a `tables.Table`
     gradients,  # int64 [tensors]: addresses of gradients, 0 for none
     owners,  # int64 [chunks]: each chunk's tensor
-    skips,  # float32 [tensors]: 1 for a tensor to be skipped
     partials,  # float32 [chunks, SUMS]
     start_chunk, seed, rule, MODE: tl.constexpr, STOCHASTIC: tl.constexpr,
-    PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, TRACES: tl.constexpr, EIGHT_BIT: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, TRACES: tl.constexpr, GROUP: tl.constexpr,
     ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk in one mode. start_chunk: of the launch; seed: of random numbers; rule: a `fused_formulas.Rule`."""
+    """One chunk in one mode. start_chunk: of the launch; seed: of random numbers; rule: a `fused_formulas.Rule`; GROUP:
+    elements of a block of 8-bit state, 0 for none."""
     chunk = start_chunk + tl.program_id(0)
     tensor = tl.load(owners + chunk)
-    if _is_idle(gradients, skips, tensor, rule, MODE):
-        return
     row = fields + tensor * COLUMNS
+    if _is_idle(gradients, tensor, rule) | _is_skipped(row, rule, MODE):
+        return
     numel, start = tl.load(row + NUMEL), (chunk - tl.load(row + FIRST)) * CHUNK
     size = tl.minimum(numel - start, CHUNK).to(tl.int32)
-    SIGNED: tl.constexpr = tl.int8 if EIGHT_BIT else tl.float32
-    UNSIGNED: tl.constexpr = tl.uint8 if EIGHT_BIT else tl.float32
+    SIGNED: tl.constexpr = tl.int8 if GROUP else tl.float32
+    UNSIGNED: tl.constexpr = tl.uint8 if GROUP else tl.float32
     streams = (
         _stream(row + PARAM, start, PARAM_DTYPE, ALIGNED),
         _stream(gradients + tensor, start, GRAD_DTYPE, ALIGNED),
@@ -192,25 +200,25 @@ def step_kernel(
         _stream(row + TRACE, start, UNSIGNED, ALIGNED) if TRACES else None,
     )
     scales = (None, None, None)
-    if EIGHT_BIT:
+    if GROUP:
         first, groups = _floats(row + SCALES) + start // GROUP, tl.cdiv(numel, GROUP)
         scales = (first, first + groups, first + 2 * groups)
     step, sums = tl.load(_floats(row + STEP)) + 1, _floats(row + SUMS)
     lr, keep = rates(rule)
-    modulated, h, count = (None, None, None), 1.0, numel.to(tl.float32)
+    modulated, h, count = (None, None, None), 1.0, tl.load(row + WHOLE).to(tl.float32)
     if rule.plastic and (MODE == "apply" or MODE == "squares"):
         modulated = modulation(sums, count, step, rule)
     if rule.plastic and MODE == "apply":
         h = homeostasis(sums, count, modulated[2], rule)
     now = (gradient_gain(rule), corrections(step, rule), modulated, h, lr, keep)
-    draw = (seed, start, step.to(tl.int32).to(tl.uint32), tl.load(row + NUMBER).to(tl.uint32))
+    draw = (seed, tl.load(row + ORIGIN) + start, step.to(tl.int32).to(tl.uint32), tl.load(row + NUMBER).to(tl.uint32))
     neurons, zeros = _neurons(row, start), tl.zeros([BLOCK // _VALUES], tl.float32)
     totals, whole = (zeros, zeros, zeros, zeros, zeros), size // BLOCK * BLOCK
     parts = streams, scales, size, neurons, draw
     for offset in range(0, whole, BLOCK):
-        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, BLOCK, True)
+        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, GROUP, BLOCK, True)
     for offset in range(whole, size, BLOCK):
-        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, BLOCK, False)
+        totals = _block(totals, parts, offset, now, rule, MODE, STOCHASTIC, GROUP, BLOCK, False)
     for k in tl.static_range(_SUMS):
         tl.store(partials + chunk * _SUMS + k, tl.sum(totals[k]))
 
@@ -219,15 +227,19 @@ def step_kernel(
 def join_kernel(
     fields,  # int64 [tensors, COLUMNS]
     gradients,  # int64 [tensors]
-    skips,  # float32 [tensors]
     partials,  # float32 [chunks, SUMS]
     rule, MODE: tl.constexpr,
 ):  # fmt: skip
     """What follows `step_kernel` of the same mode, for one tensor: its sums, its step counter, whether it is to be skipped."""
     tensor = tl.program_id(0)
-    if _is_idle(gradients, skips, tensor, rule, MODE):
-        return
     row = fields + tensor * COLUMNS
+    if _is_idle(gradients, tensor, rule):
+        return
+    if _is_skipped(row, rule, MODE):
+        if MODE == "apply":
+            skipped = _floats(row + SKIPPED)
+            tl.store(skipped, tl.load(skipped) + 1)
+        return
     count, parts = tl.load(row + CHUNKS), partials + tl.load(row + FIRST) * _SUMS
     columns, rows = tl.arange(0, 8), tl.arange(0, _PARTS)
     totals = tl.zeros([_PARTS, 8], tl.float32)
@@ -243,13 +255,10 @@ def join_kernel(
         start = 3
     elif MODE == "check" or rule.exact:
         stop = 0
-    if rule.skips and (MODE == "signals" or MODE == "check"):
-        bad = tl.sum(tl.where(columns == _BAD, sums, 0.0))
-        skip, skipped = tl.where(bad > 0, 1.0, 0.0), _floats(row + SKIPPED)
-        tl.store(skips + tensor, skip)
-        tl.store(skipped, tl.load(skipped) + skip)
-        stop = tl.where(bad > 0, 0, stop)
-    tl.store(_floats(row + SUMS) + columns, sums, mask=(columns >= start) & (columns < stop) & (count > 0))
+    if MODE == "check":
+        tl.store(_floats(row + NONFINITE), tl.sum(tl.where(columns == _BAD, sums, 0.0)))
+    kept = (columns >= start) & (columns < stop) & (tl.load(row + WHOLE) > 0)
+    tl.store(_floats(row + SUMS) + columns, sums, mask=kept)
     if MODE == "apply":
         step = _floats(row + STEP)
         tl.store(step, tl.load(step) + 1)

@@ -3,9 +3,6 @@
 import triton
 import triton.language as tl
 
-from .eight_bit import BLOCK
-
-GROUP = tl.constexpr(BLOCK)  # elements of one scale
 UNIT = tl.constexpr(2.0**-24)
 
 
@@ -20,7 +17,7 @@ def _decode(codes, scale, LEVELS: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def _encode(values, word, LEVELS: tl.constexpr, POWER: tl.constexpr):
+def _encode(values, word, LEVELS: tl.constexpr, POWER: tl.constexpr, GROUP: tl.constexpr):
     """Codes as float32 [BLOCK] and scales [BLOCK / GROUP]. word: uint32 [BLOCK], random; masked-out values must be 0."""
     rows: tl.constexpr = values.shape[0] // GROUP
     magnitude = tl.abs(values)
@@ -46,8 +43,9 @@ def load(pointer, offsets, mask):
 
 
 @triton.jit
-def load_moment(pointer, scales, offsets, mask, LEVELS: tl.constexpr, POWER: tl.constexpr):
-    """float32 [BLOCK]: one stream of state. pointer, scales: to a chunk's elements and, in 8 bits, scales, else None."""
+def load_moment(pointer, scales, offsets, mask, LEVELS: tl.constexpr, POWER: tl.constexpr, GROUP: tl.constexpr):
+    """float32 [BLOCK]: one stream of state. pointer, scales: to a chunk's elements and, in 8 bits, scales, else None. GROUP:
+    elements of one scale."""
     values = load(pointer, offsets, mask)
     if scales is not None:
         values = _decode(values, load(scales, offsets // GROUP, mask), LEVELS, POWER)
@@ -55,10 +53,12 @@ def load_moment(pointer, scales, offsets, mask, LEVELS: tl.constexpr, POWER: tl.
 
 
 @triton.jit
-def store_moment(pointer, scales, offset, size, mask, values, word, LEVELS: tl.constexpr, POWER: tl.constexpr):
+def store_moment(
+    pointer, scales, offset, size, mask, values, word, LEVELS: tl.constexpr, POWER: tl.constexpr, GROUP: tl.constexpr
+):
     """Stores one stream of the block at `offset` of a chunk of `size` elements. mask, word: [BLOCK], as `_encode` says."""
     if scales is not None:
-        values, largest = _encode(values, word, LEVELS, POWER)
+        values, largest = _encode(values, word, LEVELS, POWER, GROUP)
         groups = offset // GROUP + tl.arange(0, largest.shape[0])
         tl.store(scales + groups, largest, mask=groups < tl.cdiv(size, GROUP))
     tl.store(pointer + offset + tl.arange(0, values.shape[0]), values.to(pointer.dtype.element_ty), mask=mask)

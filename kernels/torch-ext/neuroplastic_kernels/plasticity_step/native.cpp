@@ -1,7 +1,7 @@
 // One NeuroPlastic step over many tensors on the CPU; the formulas are those of reference.py.
 //
-// A step is a sweep of one loop over fixed blocks of all tensors. Means of the step before are known when the sweep begins,
-// so that it writes p, m, v and a at once; exact means are those of two sweeps that write nothing. A block keeps its own
+// A pass is a sweep of one loop over fixed blocks of all tensors. Means of the step before are known when a step begins,
+// so that one pass writes p, m, v and a at once; exact means are those of two passes that write nothing. A block keeps its own
 // sums, which are joined in the order of the blocks: no bit depends on the number of threads, and no block waits for another.
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -18,10 +19,12 @@ constexpr int64_t BLOCK = 8192;  // elements; half precision, widened by the blo
 enum Sum : int { ACTIVITY, GRADIENT, MEMORY, BASE_SQUARED, UPDATE_SQUARED, SUMS };
 enum Base : int64_t { PAPER, ADAMW, MOMENTUM };
 enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-enum Sweep { SCAN, MEASURE, APPLY };  // look for inf and NaN in the gradient; take sums; take sums and write
+// Look for inf and NaN in the gradient; take the sums of signals; take those of squares; take sums and write.
+enum Pass : int64_t { CHECK, SIGNALS, SQUARES, APPLY };
 
 struct BFloat16 {
   uint16_t bits;
+  BFloat16() = default;
   explicit operator float() const {
     uint32_t wide = uint32_t(bits) << 16;
     float value;
@@ -47,13 +50,16 @@ struct Tensor {
   void* exp_avg_sq;
   void* trace;  // null with activity "rms"
   void* sums;   // [SUMS] of the dtype of exp_avg
+  void* nonfinite;  // of that dtype: above 0 where the gradient of the whole tensor holds inf or NaN
   float *step, *skipped;
   const float* factors;  // [neurons], or null; element i belongs to neuron i / stride % neurons
   int64_t numel, dtype, neurons, stride;
+  int64_t whole, origin;  // of the tensor that this is a run of, or itself: its elements, and where among them this begins
+  int64_t number;         // in the caller's list
 };
 
 struct Rule {
-  double base, exact, skip_nonfinite, lr, beta1, beta2, trace_decay, weights[3], lowest, highest, scale, strength, warmup_steps;
+  double base, exact, skip_nonfinite, stochastic_rounding, lr, beta1, beta2, trace_decay, weights[3], lowest, highest, scale, strength, warmup_steps;
   double max_update_norm, target_rms, homeostatic_rate, eps;  // infinite norm: no limit
   double coupled_decay, decoupled_decay;                      // at most one is not 0
   double gradient_factor;                                     // negative to ascend
@@ -63,11 +69,12 @@ struct Rule {
 
 namespace {
 
-// A tensor to step. sums: known before a sweep, replaced by its own; rounded as they are kept.
+// A tensor to step. sums: known before a pass, replaced by its own; rounded as they are kept.
 struct Task {
   const Tensor* tensor;
   const void* grad;  // [numel] of the tensor's dtype
   double sums[SUMS];
+  uint64_t seed;
   bool plastic;  // alpha is not 1
   double correction_m, root_correction_v, correction_a, divisor, gains[3], gradient_gain, blend, h;
 };
@@ -78,12 +85,12 @@ struct Block {
   double sums[SUMS];
 };
 
-double kept(const Tensor& tensor, int k) {
-  return tensor.dtype == FLOAT64 ? static_cast<double*>(tensor.sums)[k] : static_cast<float*>(tensor.sums)[k];
+double kept(const Tensor& tensor, const void* values, int k = 0) {
+  return tensor.dtype == FLOAT64 ? static_cast<const double*>(values)[k] : static_cast<const float*>(values)[k];
 }
 
-void keep(const Tensor& tensor, int k, double sum) {
-  tensor.dtype == FLOAT64 ? static_cast<double*>(tensor.sums)[k] = sum : static_cast<float*>(tensor.sums)[k] = sum;
+void keep(const Tensor& tensor, void* values, double value, int k = 0) {
+  tensor.dtype == FLOAT64 ? static_cast<double*>(values)[k] = value : static_cast<float*>(values)[k] = value;
 }
 
 double rounded(double x, const Tensor& tensor) { return tensor.dtype == FLOAT64 ? x : float(x); }
@@ -118,20 +125,20 @@ double homeostasis(const Task& task, const Rule& rule) {
   double factor = std::isinf(rule.max_update_norm) ? 1 : rule.max_update_norm / std::sqrt(update);
   factor = factor > 1 ? 1 : factor;
   if (rule.homeostatic_rate == 0) return factor;
-  const double rms = std::sqrt(factor * factor * update / task.tensor->numel + rule.eps);
+  const double rms = std::sqrt(factor * factor * update / task.tensor->whole + rule.eps);
   return factor * clamp(1 + rule.homeostatic_rate * (rule.target_rms - rms), 0.5, 1.5);
 }
 
-// The terms of a sweep, from the sums known before it.
+// The terms of a pass, from the sums known before it.
 void prepare(Task& task, const Rule& rule) {
   const Tensor& tensor = *task.tensor;
-  const double step = *tensor.step;
+  const double step = *tensor.step + 1;
   const auto correction = [&](double rate) { return rule.base == PAPER ? 1 : 1 - std::pow(rate, step); };
   task.correction_m = correction(rule.beta1), task.correction_a = correction(rule.trace_decay);
   task.root_correction_v = std::pow(correction(rule.beta2), 0.5);
   task.divisor = rule.base == PAPER ? 1 : rule.base == ADAMW ? task.correction_m : 1 - rule.beta1;
   const double tiny = tensor.dtype == FLOAT64 ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
-  const auto inverse = [&](int k) { return 1 / (task.sums[k] / tensor.numel + (rule.base == PAPER ? rule.eps : tiny)); };
+  const auto inverse = [&](int k) { return 1 / (task.sums[k] / tensor.whole + (rule.base == PAPER ? rule.eps : tiny)); };
   for (int k = 0; k < BASE_SQUARED; ++k) task.gains[k] = rule.weights[k] * inverse(k);
   task.gradient_gain = inverse(GRADIENT);
   const double gate = rule.warmup_steps != 0 ? std::min((step - 1) / rule.warmup_steps, 1.0) : 1;
@@ -219,43 +226,77 @@ void step(Block& block, const Rule& rule, bool writes, S* p, const S* g, const f
 }
 
 template <class S>
-void visit(Block& block, const Rule& rule, Sweep kind, S* p, const S* g) {
+void visit(Block& block, const Rule& rule, Pass pass, S* p, const S* g) {
   static const std::vector<float> ones(BLOCK, 1);
   const Tensor& tensor = *block.task->tensor;
-  if (kind == SCAN) return scan<S>(block, rule.gradient_factor, g);
+  if (pass == CHECK) return scan<S>(block, rule.gradient_factor, g);
   float spread[BLOCK];
   if (tensor.factors) spread_factors(tensor, block, spread);
   const auto chosen = rule.base == PAPER   ? tensor.trace ? step<S, PAPER, true> : step<S, PAPER, false>
                       : rule.base == ADAMW ? tensor.trace ? step<S, ADAMW, true> : step<S, ADAMW, false>
                                            : tensor.trace ? step<S, MOMENTUM, true> : step<S, MOMENTUM, false>;
-  chosen(block, rule, kind == APPLY, p, g, tensor.factors ? spread : ones.data());
+  chosen(block, rule, pass == APPLY, p, g, tensor.factors ? spread : ones.data());
+}
+
+// Philox4x32-10, first word; see common/philox.py.
+uint32_t random_word(uint64_t seed, uint32_t element, uint32_t step, uint32_t number) {
+  uint32_t words[4] = {element, step, 0, number}, keys[2] = {uint32_t(seed), uint32_t(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t first = uint64_t(0xD2511F53) * words[0], second = uint64_t(0xCD9E8D57) * words[2];
+    words[0] = uint32_t(second >> 32) ^ words[1] ^ keys[0], words[1] = uint32_t(second);
+    words[2] = uint32_t(first >> 32) ^ words[3] ^ keys[1], words[3] = uint32_t(first);
+    keys[0] += 0x9E3779B9, keys[1] += 0xBB67AE85;
+  }
+  return words[0];
+}
+
+// Up or down at random, such that the expected value is exact.
+BFloat16 rounded_at_random(float value, uint32_t word) {
+  if (!(std::abs(value) <= std::numeric_limits<float>::max())) return BFloat16(value);
+  BFloat16 result;
+  uint32_t wide;
+  std::memcpy(&wide, &value, sizeof wide);
+  result.bits = uint16_t((wide + (word & 0xFFFF)) >> 16);
+  return result;
+}
+
+void round_at_random(const Block& block, const float* p, BFloat16* param) {
+  const Tensor& tensor = *block.task->tensor;
+  const uint32_t first = uint32_t(tensor.origin + block.begin), step = uint32_t(*tensor.step + 1), number = uint32_t(tensor.number);
+  for (int64_t i = 0; i < block.size; ++i) {
+    param[i] = rounded_at_random(p[i], random_word(block.task->seed, first + uint32_t(i), step, number));
+  }
 }
 
 // P: of the parameter and the gradient; half precision goes through float32 and back.
 template <class P>
-void visit(Block& block, const Rule& rule, Sweep kind) {
+void visit(Block& block, const Rule& rule, Pass pass) {
   P* param = static_cast<P*>(block.task->tensor->param) + block.begin;
   const P* grad = static_cast<const P*>(block.task->grad) + block.begin;
   if constexpr (sizeof(P) > 2) {
-    visit<P>(block, rule, kind, param, grad);
+    visit<P>(block, rule, pass, param, grad);
   } else {
     float p[BLOCK], g[BLOCK];
     for (int64_t i = 0; i < block.size; ++i) p[i] = float(param[i]), g[i] = float(grad[i]);
-    visit<float>(block, rule, kind, p, g);
-    for (int64_t i = 0; i < block.size && kind == APPLY; ++i) param[i] = P(p[i]);
+    visit<float>(block, rule, pass, p, g);
+    if (pass != APPLY) return;
+    if constexpr (std::is_same_v<P, BFloat16>) {
+      if (rule.stochastic_rounding != 0) return round_at_random(block, p, param);
+    }
+    for (int64_t i = 0; i < block.size; ++i) param[i] = P(p[i]);
   }
 }
 
-void visit(Block& block, const Rule& rule, Sweep kind) {
+void visit(Block& block, const Rule& rule, Pass pass) {
   switch (block.task->tensor->dtype) {
-    case FLOAT32: return visit<float>(block, rule, kind);
-    case FLOAT64: return visit<double>(block, rule, kind);
-    case BFLOAT16: return visit<BFloat16>(block, rule, kind);
-    case FLOAT16: return visit<_Float16>(block, rule, kind);
+    case FLOAT32: return visit<float>(block, rule, pass);
+    case FLOAT64: return visit<double>(block, rule, pass);
+    case BFLOAT16: return visit<BFloat16>(block, rule, pass);
+    case FLOAT16: return visit<_Float16>(block, rule, pass);
   }
 }
 
-void sweep(std::vector<Task>& tasks, const Rule& rule, Sweep kind, int64_t threads) {
+void sweep(std::vector<Task>& tasks, const Rule& rule, Pass pass, int64_t threads) {
   std::vector<Block> blocks;
   for (Task& task : tasks) {
     prepare(task, rule);
@@ -265,7 +306,7 @@ void sweep(std::vector<Task>& tasks, const Rule& rule, Sweep kind, int64_t threa
     std::fill(task.sums, task.sums + SUMS, 0);
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (size_t i = 0; i < blocks.size(); ++i) visit(blocks[i], rule, kind);
+  for (size_t i = 0; i < blocks.size(); ++i) visit(blocks[i], rule, pass);
   for (const Block& block : blocks) {
     for (int k = 0; k < SUMS; ++k) block.task->sums[k] += block.sums[k];
   }
@@ -276,27 +317,28 @@ void sweep(std::vector<Task>& tasks, const Rule& rule, Sweep kind, int64_t threa
 
 }  // namespace
 
-// grads: of each tensor, null for one that is not stepped.
+// One pass. grads: of each tensor, null for one that is not stepped.
 extern "C" void plasticity_step(
-    const Tensor* tensors, const void* const* grads, int64_t count, const Rule* rule, int64_t threads) {
+    const Tensor* tensors, const void* const* grads, int64_t count, const Rule* rule, uint64_t seed, int64_t pass,
+    int64_t threads) {
   std::vector<Task> tasks;
   for (int64_t i = 0; i < count; ++i) {
-    if (grads[i]) tasks.push_back({tensors + i, grads[i]});
+    const Tensor& tensor = tensors[i];
+    if (!grads[i]) continue;
+    if (pass != CHECK && rule->skip_nonfinite && kept(tensor, tensor.nonfinite) != 0) {
+      *tensor.skipped += pass == APPLY;
+      continue;
+    }
+    tasks.push_back({tensors + i, grads[i], {}, seed});
+    for (int k = 0; k < SUMS; ++k) tasks.back().sums[k] = kept(tensor, tensor.sums, k);
   }
-  if (rule->skip_nonfinite) {
-    sweep(tasks, *rule, SCAN, threads);
-    const auto skips = [](const Task& task) { return std::isnan(task.sums[GRADIENT]); };
-    for (const Task& task : tasks) *task.tensor->skipped += skips(task);
-    tasks.erase(std::remove_if(tasks.begin(), tasks.end(), skips), tasks.end());
-  }
-  for (Task& task : tasks) {
-    *task.tensor->step += 1;
-    for (int k = 0; k < SUMS; ++k) task.sums[k] = kept(*task.tensor, k);
-  }
-  const bool measures = is_plastic(*rule) && (rule->exact || rule->base == PAPER);
-  for (int runs = measures ? 2 : 0; runs > 0; --runs) sweep(tasks, *rule, MEASURE, threads);  // the means, then the norms
-  sweep(tasks, *rule, APPLY, threads);
+  sweep(tasks, *rule, Pass(pass), threads);
+  const int first = pass == SQUARES ? BASE_SQUARED : 0;
+  const int last = pass == CHECK || (pass == APPLY && rule->exact) ? 0 : pass == SIGNALS ? BASE_SQUARED : SUMS;
   for (const Task& task : tasks) {
-    for (int k = 0; k < SUMS && task.tensor->numel > 0; ++k) keep(*task.tensor, k, is_plastic(*rule) ? task.sums[k] : 0);
+    const Tensor& tensor = *task.tensor;
+    if (pass == CHECK) keep(tensor, tensor.nonfinite, std::isnan(task.sums[GRADIENT]));
+    if (pass == APPLY) *tensor.step += 1;
+    for (int k = first; k < last && tensor.whole > 0; ++k) keep(tensor, tensor.sums, is_plastic(*rule) ? task.sums[k] : 0, k);
   }
 }

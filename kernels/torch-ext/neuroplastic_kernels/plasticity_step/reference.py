@@ -28,14 +28,16 @@ before, activity "rms", conserving homeostasis, strength, decoupled decay and fa
 torch's AdamW bit for bit, SGD with momentum, or SGD.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import check_lists
-from .storage import narrow, sum_over_shards, widened
+from .passes import Shard, is_plastic, measures, passes
+from .storage import narrow, widened
 
 # `sums` of a tensor's state: what its last step adds up over its elements.
 ACTIVITY, GRADIENT, MEMORY, BASE_SQUARED, UPDATE_SQUARED = range(5)
@@ -137,10 +139,13 @@ def step_tensor(
     g: Tensor,
     state: dict[str, Tensor],
     hyper: Hyperparameters,
-    whole: Tensor,
+    numel: int,
     neurons: NeuronFactor | None = None,
-) -> None:
-    """Steps p, `whole` itself or this process's shard of it, in place. p, g and the state: of one dtype, float32 or float64."""
+) -> Iterator[None]:
+    """Steps p in place. p, g and the state: of one dtype, float32 or float64. numel: of the whole tensor, where p is a shard.
+
+    Yields where `sums` holds what this step has added up so far, of which it needs the sums over all shards next.
+    """
     (b1, b2), paper, step, lr = hyper.betas, hyper.base == "gradient", state["step"].item(), float(hyper.lr)
     coupled = 0.0 if hyper.decoupled_weight_decay else hyper.weight_decay
     g = -g if hyper.maximize else g
@@ -157,19 +162,26 @@ def step_tensor(
     numerator, divisor = {"adamw": (m, correction_m), "momentum": (m, 1 - b1), "gradient": (g, 1.0)}[hyper.base]
     denominator = denominator if hyper.base == "adamw" else torch.ones_like(p)
 
-    if hyper.strength or paper:
-        base, signals = numerator / denominator / divisor, (activity, magnitude, memory)
+    if is_plastic(hyper):
+        base, signals, known, exact = (
+            numerator / denominator / divisor,
+            (activity, magnitude, memory),
+            state["sums"],
+            measures(hyper),
+        )
         sums = torch.stack([*(each.sum() for each in (*signals, base.square())), base.new_zeros(())])
-        exact, known = paper or hyper.statistics == "exact", state["sums"]
         if exact:
-            known = sum_over_shards(sums, whole)
-        alpha = coefficient(signals, known, whole.numel(), step, hyper)
+            known[:BASE_SQUARED] = sums[:BASE_SQUARED]
+            yield
+        alpha = coefficient(signals, known, numel, step, hyper)
         update = alpha * base + coupled * p if paper and coupled else alpha * base
         sums[UPDATE_SQUARED] = update.square().sum()
         if exact:
-            sum_over_shards(sums[UPDATE_SQUARED], whole)
-        h = homeostasis(sums if exact else known, whole.numel(), hyper)
-        state["sums"].copy_(sums if exact else sum_over_shards(sums, whole))
+            known[BASE_SQUARED:] = sums[BASE_SQUARED:]
+            yield
+        h = homeostasis(known, numel, hyper)
+        if not exact:
+            known.copy_(sums)
         numerator = update * h if paper else numerator * (alpha * h)
     else:
         state["sums"].zero_()
@@ -180,8 +192,34 @@ def step_tensor(
     p.addcdiv_(numerator, denominator, value=-lr / divisor)
 
 
+def step_entry(
+    number: int,
+    param: Tensor,
+    grad: Tensor,
+    state: dict[str, Tensor],
+    rule: Hyperparameters,
+    gradient_factor: Tensor | None,
+    neurons: NeuronFactor | None,
+    shard: Shard | None,
+) -> Iterator[None]:
+    """One tensor's step, number `number` of a list, in the tensor's own precision; yields between the passes of `passes`."""
+    p, g, values = widened(param, grad, state, gradient_factor)
+    if rule.skip_nonfinite:
+        bad = state.get("nonfinite", g.new_zeros(()))
+        bad.copy_((~g.isfinite()).sum())
+        yield
+        if bad:
+            state["skipped"] += 1
+            return
+    state["step"] += 1
+    numel = param.numel() if shard is None else math.prod(shard.shape)
+    if numel:
+        yield from step_tensor(p, g, values, rule, numel, neurons)
+        narrow(param, state, p, values, number, rule, shard)
+
+
 @torch.no_grad()
-def plasticity_step(
+def plasticity_passes(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     states: Sequence[dict[str, Tensor]],
@@ -189,21 +227,26 @@ def plasticity_step(
     gradient_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
+    shards: Sequence[Shard | None] | None = None,
     workspace: dict[Any, Any] | None = None,
     **hyper: Any,
-) -> None:
-    """Steps every tensor that has a gradient once, in place.
+) -> Iterator[str]:
+    """Steps every tensor that has a gradient once, in place: a generator, see `passes`, to be run to its end.
 
     Args:
-        params: n tensors of any shape and layout; float16, bfloat16, float32 or float64; DTensors are stepped by shards.
+        params: n tensors of any shape and layout; float16, bfloat16, float32 or float64.
         grads: their gradients, of the same shapes, read only; None leaves a tensor and its state alone.
         states: per tensor what it keeps. `step`: float32 scalar, the steps done so far. `exp_avg`, `exp_avg_sq` and, for an
             activity that is a trace, as the paper's, `trace`: m, v and a, of the tensor's shape; float32 for half precision,
             else the tensor's dtype, in which all arithmetic is done; or 8-bit codes, and then `scales` (see `eight_bit`).
-            `sums`: [5] of that dtype, see above. `skipped`: float32 scalar, with skip_nonfinite only.
+            `sums`: [5] of that dtype, see above. `skipped`: float32 scalar, with skip_nonfinite only. May be empty where
+            there is no gradient.
         gradient_factor: one element, what every gradient is multiplied by first: clipping, and the loss scale taken off.
         found_inf: one element; unless it is 0, nothing changes.
         neuron_factors: per tensor the factors of its neurons, or None.
+        shards: per tensor where it lies in the whole that it is a shard of, or None, with skip_nonfinite beside a scalar
+            `nonfinite` of the dtype of `sums` in the state. Its tensors go through the passes together, for which all that a
+            step computes is held at once.
         workspace: a dict of the caller's, empty at first, in which other forms keep tables from call to call.
         **hyper: the fields of `Hyperparameters`; `lr`, `base` and `betas` have no default.
 
@@ -213,16 +256,17 @@ def plasticity_step(
     """
     rule = Hyperparameters(**hyper)
     check_lists(params, grads, states, neuron_factors)
-    if found_inf is not None and found_inf.item():
-        return
-    for number, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        if grad is None:
-            continue
-        p, g, values = widened(param, grad, state, gradient_factor)
-        if rule.skip_nonfinite and sum_over_shards((~g.isfinite()).any().float(), param):
-            state["skipped"] += 1
-            continue
-        state["step"] += 1
-        if param.numel():
-            step_tensor(p, g, values, rule, param, None if neuron_factors is None else neuron_factors[number])
-            narrow(param, state, p, values, number, rule.seed, rule.stochastic_rounding)
+    idle = found_inf is not None and bool(found_inf.item())
+    factors, boxes = neuron_factors or [None] * len(params), shards or [None] * len(params)
+    steps = [
+        step_entry(number, param, grad, state, rule, gradient_factor, factors[number], boxes[number])
+        for number, (param, grad, state) in enumerate(zip(params, grads, states, strict=True))
+        if grad is not None and not idle
+    ]
+    while shards is None and steps:  # one after the other: what a step computes is held for one tensor only
+        for _ in steps.pop(0):
+            pass
+    for name in passes(rule):
+        for step in steps:
+            next(step, None)
+        yield name

@@ -1,164 +1,212 @@
-"""A step of sharded tensors (DTensor) by any form: each process steps its shards, and sums are added up while training goes on.
+"""A step of lists of tensors, sharded ones (DTensor) among them, by any form: each process steps its shards.
 
-With statistics "previous" a step needs the sums of the step before only. So the form runs on local shards, every shard leaves
-its own five sums in a row of one tensor, one all-reduce for each mesh adds the rows up asynchronously, and the next step, or
-whoever reads the state, waits for the result. A form divides sums by the number of elements that the form is given: rows are
-handed over scaled by the shard's part of the whole.
+A form is handed local tensors, and where they lie in the whole. Every pass leaves a row for each sharded tensor, and the rows
+of all lists are added up over the processes together: one all-reduce per pass, mesh (each dimension that splits) and dtype.
+With statistics "previous" the sums are needed in the next step only: on a device that all-reduce goes on while training does,
+and the next step, or whoever reads the state, waits for it. Which passes and rows there are depends on options and parameters
+alone, so that processes that do not all have a gradient still meet; a shard without a gradient stays, and adds nothing.
+
+Bytes added up per step and sharded tensor: 20 for float32 and half precision, and 4 with `skip_nonfinite`; for float64 twice as
+many; without plasticity (strength 0) the 20 fall away.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from ..common.shards import Reduction, add_up, added_up_over, is_sharded, local
 from .checks import check_lists
-from .reference import SUMS, NeuronFactor
+from .passes import COLUMNS, Shard, is_plastic, measures
+from .reference import Hyperparameters, NeuronFactor
 from .storage import state_dtype
 
-ROWS, LEFT, PENDING = "rows of sums", "rows to be added up", "reductions under way"  # in a workspace
+ROWS, BOXES, PENDING = "rows of sums", "boxes of shards", "reductions under way"  # in a workspace
+WIDTH = COLUMNS["apply"].stop
 
 
-class Left(NamedTuple):
-    """Rows [tensors, 5] that a step left; key: what the rows are added up over; sums: of the states that the rows are for."""
+class Rows(NamedTuple):
+    """What is added up over the processes of `key`: rows [tensors, WIDTH] of the tensors at these places of a list."""
 
     key: Any
-    rows: Tensor
+    values: Tensor
+    places: list[int]
+
+
+class Local(NamedTuple):
+    """A list's step on this process: its passes, and the rows that these leave."""
+
+    passes: Iterator[str]
+    rows: list[Rows]
+    arguments: dict[str, Any]
+
+
+class Arrival(NamedTuple):
+    """The sums of some states, the rows, at these places, that are put into them, and which stay as they are, None for none."""
+
     sums: list[Tensor]
-
-
-class Reduction(NamedTuple):
-    """An all-reduce under way: its handle, the rows that it adds up, and the states' sums that the rows are for."""
-
-    work: Any
     rows: Tensor
-    sums: list[Tensor]
+    places: list[int]
+    stays: Tensor | None
+
+    def finish(self) -> None:
+        new = self.rows[self.places, COLUMNS["apply"]]
+        if self.stays is not None:
+            new = torch.where(self.stays.unsqueeze(1), torch.stack(self.sums), new)
+        torch._foreach_copy_(self.sums, list(new.unbind()))
 
 
-def is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "device_mesh")
-
-
-def reduce_sums(workspaces: Sequence[dict[Any, Any]]) -> None:
-    """Starts to add up what the steps of these workspaces left: one all-reduce for each mesh. Call after all lists."""
-    together: dict[Any, list[Left]] = {}
-    for workspace in workspaces:
-        for left in workspace.pop(LEFT, []):
-            together.setdefault(left.key, []).append(left)
-    for key, lefts in together.items():
-        rows = lefts[0].rows if len(lefts) == 1 else torch.cat([left.rows for left in lefts])
-        sums = [each for left in lefts for each in left.sums]
-        workspaces[0].setdefault(PENDING, []).append(Reduction(_start(key, rows), rows, sums))
+def refuse_stripes(param: Any) -> None:
+    """Raises RuntimeError where a process holds rows that are not neighbours: the first tells nothing of the others' place."""
+    mesh, placements = param.device_mesh, param.placements
+    for dim, placement in enumerate(placements):
+        factor = getattr(placement, "split_factor", None)
+        inner = (
+            [d for d in range(dim + 1, mesh.ndim) if getattr(placements[d], "dim", None) == placement.dim]
+            if factor
+            else []
+        )
+        if factor not in (None, math.prod(map(mesh.size, inner))):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} is split into stripes, {placements}; redistribute it to Shard "
+                "placements before the optimizer takes it"
+            )
 
 
 def settle(workspaces: Sequence[dict[Any, Any]]) -> None:
     """Waits for the sums of the last step, and puts them into the states. Call before the states are read."""
-    reduce_sums(workspaces)
     for workspace in workspaces:
-        for work, rows, sums in workspace.pop(PENDING, []):
-            if work is not None:
-                work.wait()
-            torch._foreach_copy_(sums, list(rows.unbind()))
+        for each in workspace.pop(PENDING, []):
+            each.finish()
 
 
-def plasticity_step(
-    form: Callable[..., None],
+def run(steps: Sequence[tuple[Callable[..., Iterator[str]], dict[str, Any]]]) -> None:
+    """The steps of several lists, pass by pass. steps: of each list the form and its arguments, `workspace` among them.
+
+    Sums of shards are in the states after `settle` only.
+    """
+    workspaces = [arguments["workspace"] for _, arguments in steps]
+    settle(workspaces)
+    lists = [_localized(form, **arguments) for form, arguments in steps]
+    running = lists
+    while running:
+        names = [next(each.passes, None) for each in running]
+        measured = [
+            (each, COLUMNS[name]) for each, name in zip(running, names, strict=True) if name not in (None, "apply")
+        ]
+        for reduction in _reductions(measured, waits=True):
+            reduction.finish()
+        running = [each for each, name in zip(running, names, strict=True) if name is not None]
+    left = [(each, COLUMNS["apply"]) for each in lists if _leaves_sums(each.arguments)]
+    pending = [*_reductions(left, waits=False), *(arrival for each in lists for arrival in _arrivals(each))]
+    if pending:
+        workspaces[0][PENDING] = pending
+
+
+def _leaves_sums(arguments: dict[str, Any]) -> bool:
+    """Whether the last pass leaves sums to be added up."""
+    rule = Hyperparameters(**{name: arguments[name] for name in Hyperparameters._fields if name in arguments})
+    return is_plastic(rule) and not measures(rule)
+
+
+def _localized(
+    form: Callable[..., Iterator[str]],
     params: Sequence[Any],
     grads: Sequence[Any],
     states: Sequence[dict[str, Any]],
-    *,
+    workspace: dict[Any, Any],
     neuron_factors: Sequence[NeuronFactor | None] | None = None,
-    workspace: dict[Any, Any] | None = None,
     **options: Any,
-) -> None:
-    """As `form`, to which tensors that cannot go by shards are left as they are.
-
-    These are tensors of exact statistics, which a step needs before its end, with 8-bit state, with neuron factors, with
-    `skip_nonfinite`, and those rounded at random.
-    """
+) -> Local:
+    """The step of a list's local tensors. Raises as `check_lists`, of which the whole tensors are asked first."""
+    arguments = {"grads": grads, "states": states, **options}
+    if not any(map(is_sharded, params)):
+        passes = form(params, grads, states, workspace=workspace, neuron_factors=neuron_factors, **options)
+        return Local(passes, [], arguments)
     check_lists(params, grads, states, neuron_factors)
-    alone = workspace is None
-    workspace = {} if workspace is None else workspace
-    settle([workspace])
-    local_params, local_grads, local_states = list(params), list(grads), list(states)
-    groups: dict[Any, list[int]] = {}
-    for number, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        factor = None if neuron_factors is None else neuron_factors[number]
-        if grad is not None and factor is None and _goes_by_shards(param, grad, state, options):
-            groups.setdefault(_reduced_over(param), []).append(number)
-    left = []
-    for key, numbers in groups.items():
-        rows = _rows(workspace, key, [states[n]["sums"] for n in numbers], [_part(params[n]) for n in numbers])
-        left.append(Left(key, rows, [states[n]["sums"] for n in numbers]))
-        for row, n in zip(rows.unbind(), numbers, strict=True):
-            local_params[n] = params[n]._local_tensor
-            # an empty shard adds nothing, and forms need not know of empty shards
-            local_grads[n] = _aligned(params[n], grads[n]) if local_params[n].numel() else None
-            local_states[n] = {name: _local(value) for name, value in states[n].items()} | {"sums": row}
-            if not local_params[n].numel():
-                row.zero_()
-                states[n]["step"] += 1
-    form(
-        local_params,
-        local_grads,
-        local_states,
-        neuron_factors=neuron_factors,
-        workspace=workspace,
-        **options,
-    )
-    workspace[LEFT] = left
-    if alone:
-        settle([workspace])
+    boxes = [_box(param, workspace) if is_sharded(param) else None for param in params]
+    held = [dict(state) for state in states]
+    rows = _rows(params, grads, held, workspace)
+    factors = list(neuron_factors or [None] * len(params))
+    for number, box in enumerate(boxes):
+        factor = factors[number]
+        if box is not None and factor is not None:
+            dim = factor.dim % params[number].ndim
+            size = params[number]._local_tensor.shape[dim]
+            factors[number] = factor._replace(values=factor.values.narrow(0, box.starts[dim], size))
+        held[number] = {name: local(value) for name, value in held[number].items()}
+    gradients = [None if grad is None else aligned(param, grad) for param, grad in zip(params, grads, strict=True)]
+    passes = form(
+        list(map(local, params)), gradients, held, workspace=workspace, shards=boxes,
+        neuron_factors=None if neuron_factors is None else factors, **options,
+    )  # fmt: skip
+    return Local(passes, rows, arguments)
 
 
-def _goes_by_shards(param: Any, grad: Any, state: dict[str, Any], options: dict[str, Any]) -> bool:
-    exact = options["base"] == "gradient" or options.get("statistics") == "exact"
-    rounds = options.get("stochastic_rounding") and param.dtype == torch.bfloat16
-    plain = not exact and not rounds and not options.get("skip_nonfinite") and "scales" not in state
-    return plain and is_sharded(param) and is_sharded(grad) and hasattr(param, "_local_tensor")
+def _box(param: Any, workspace: dict[Any, Any]) -> Shard:
+    """Where this process's part of a parameter lies."""
+    place = param.shape, param.device_mesh, param.placements
+    boxes = workspace.setdefault(BOXES, {})
+    if place not in boxes:
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        refuse_stripes(param)
+        _, starts = compute_local_shape_and_global_offset(*place)
+        boxes[place] = Shard(tuple(param.shape), tuple(starts) or (0,) * param.ndim)
+    found: Shard = boxes[place]
+    return found
 
 
-def _reduced_over(param: Any) -> tuple[Any, ...]:
-    """The mesh, the dimensions of the mesh over which a tensor is split, and the dtype of the sums."""
-    dims = tuple(dim for dim, placement in enumerate(param.placements) if not placement.is_replicate())
-    return param.device_mesh, dims, state_dtype(param), param.device
+def _rows(params: Sequence[Any], grads: Sequence[Any], states: list[Any], workspace: dict[Any, Any]) -> list[Rows]:
+    """Rows for the sharded tensors, in memory that stays the same; in their `states` the rows take the place of the sums."""
+    places: dict[Any, list[int]] = {}
+    for number, param in enumerate(params):
+        if is_sharded(param):
+            places.setdefault(added_up_over(param, state_dtype(param)), []).append(number)
+    held, rows = workspace.setdefault(ROWS, {}), list[Rows]()
+    for key, numbers in places.items():
+        if key not in held or len(held[key]) != len(numbers):
+            held[key] = torch.empty(len(numbers), WIDTH, dtype=key[2], device=key[3])
+        values = held[key].zero_()
+        rows.append(Rows(key, values, numbers))
+        stepped = [(row, states[n]) for row, n in zip(values.unbind(), numbers, strict=True) if grads[n] is not None]
+        known = [state["sums"] for _, state in stepped]
+        for row, state in stepped:
+            state |= {"sums": row[COLUMNS["apply"]], "nonfinite": row[0]}
+        if stepped:
+            torch._foreach_copy_([state["sums"] for _, state in stepped], known)
+    return rows
 
 
-def _part(param: Any) -> float:
-    return param._local_tensor.numel() / max(1, param.numel())
+def _reductions(left: Sequence[tuple[Local, slice]], waits: bool) -> list[Reduction]:
+    """Starts to add these columns of the lists' rows up."""
+    return add_up([(rows.key, rows.values[:, columns]) for each, columns in left for rows in each.rows], waits)
 
 
-def _aligned(param: Any, grad: Any) -> Tensor:
+def _arrivals(each: Local) -> Iterator[Arrival]:
+    """Where the sums of a list's stepped tensors go: not to those of an overflow, and not to those that are skipped."""
+    grads, states = each.arguments["grads"], each.arguments["states"]
+    found_inf, skips = each.arguments.get("found_inf"), each.arguments.get("skip_nonfinite")
+    for _, values, numbers in each.rows:
+        places = [place for place, number in enumerate(numbers) if grads[number] is not None]
+        stays = values[places, 0] > 0 if skips else None
+        if found_inf is not None:
+            overflow = (found_inf != 0).to(values.device).expand(len(places))
+            stays = overflow if stays is None else stays | overflow
+        if places:
+            yield Arrival([states[numbers[place]]["sums"] for place in places], values, places, stays)
+
+
+def aligned(param: Any, grad: Any) -> Tensor:
     """The local gradient, split as the parameter is."""
+    if not is_sharded(param):
+        return grad
+    if not is_sharded(grad):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is sharded, but its gradient is a {type(grad).__name__}; give a "
+            "DTensor on the same mesh, as backward() does"
+        )
     placed = grad if grad.placements == param.placements else grad.redistribute(placements=param.placements)
-    return placed._local_tensor
-
-
-def _local(value: Any) -> Any:
-    return value._local_tensor if is_sharded(value) else value
-
-
-def _rows(workspace: dict[Any, Any], key: Any, sums: list[Tensor], parts: list[float]) -> Tensor:
-    """The states' sums [tensors, 5], scaled by `parts`, in memory that stays the same as long as the tensors do."""
-    held = workspace.setdefault(ROWS, {})
-    place = (key, *map(Tensor.data_ptr, sums))
-    if place not in held:
-        for other in [other for other in held if other[0] == key]:
-            del held[other]
-        held[place] = sums[0].new_empty(len(sums), SUMS), sums[0].new_tensor(parts).unsqueeze(1)
-    rows, scale = held[place]
-    torch.stack(sums, out=rows)
-    return rows.mul_(scale)
-
-
-def _start(key: Any, rows: Tensor) -> Any:
-    """Adds rows up over the processes that hold the other shards; on a device the last reduction is not waited for.
-
-    On the CPU it is: gloo aborts a process that ends while a reduction is under way.
-    """
-    mesh, dims, *_ = key
-    groups = [mesh.get_group(dim) for dim in dims]
-    for group in groups[:-1]:
-        dist.all_reduce(rows, group=group)
-    return dist.all_reduce(rows, group=groups[-1], async_op=rows.is_cuda) if groups else None
+    return local(placed)

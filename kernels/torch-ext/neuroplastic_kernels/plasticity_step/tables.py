@@ -14,10 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided_planes import on_device
-from . import reference
+from . import eight_bit, reference
 from .checks import MOMENTS
 from .lists import VECTOR, Lists, State, is_sound, neuron_layout
-from .reference import NeuronFactor
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -39,7 +38,10 @@ def geometry() -> Geometry:
 
 
 class Row(NamedTuple):
-    """What a table says of one tensor. From param to factors addresses; trace, scales, skipped and factors may be 0."""
+    """What a table says of one tensor. From param to factors addresses; trace, scales, skipped and factors may be 0.
+
+    whole: the elements of the tensor that this is a run of, or itself; origin: where among them this begins.
+    """
 
     param: int
     exp_avg: int
@@ -47,18 +49,21 @@ class Row(NamedTuple):
     trace: int
     scales: int
     sums: int
+    nonfinite: int  # above 0 where the gradient of the whole tensor holds inf or NaN
     step: int
     skipped: int
     factors: int  # of `neurons` neurons, with `stride` elements from one to the next
     neurons: int
     stride: int
     numel: int
+    whole: int
+    origin: int
     first: int
     chunks: int  # from `first` on
     number: int  # the tensor's place in the caller's list
 
 
-STATE = ("exp_avg", "exp_avg_sq", "trace", "scales", "sums", "step", "skipped")
+STATE = ("exp_avg", "exp_avg_sq", "trace", "scales", "sums", "nonfinite", "step", "skipped")
 
 
 class Kind(NamedTuple):
@@ -67,7 +72,7 @@ class Kind(NamedTuple):
     param: torch.dtype
     grad: torch.dtype
     traces: bool
-    eight_bit: bool
+    eight_bit: int  # elements of a block, 0 for float32 state
     aligned: bool
 
 
@@ -79,25 +84,32 @@ class Bucket(NamedTuple):
     chunks: int
 
 
-def is_taken(param: Tensor, grad: Tensor, state: State, neurons: NeuronFactor | None, skips: bool) -> bool:
-    """Whether the kernels take a tensor. Neurons are found in 32 bits."""
+def is_taken(lists: Lists, number: int, skips: bool, rounds: bool) -> bool:
+    """Whether the kernels take a tensor. Neurons are found in 32 bits; random numbers are for a run of the whole tensor."""
+    param, grad, state = lists.params[number], lists.grads[number], lists.states[number]
     on_device = param.is_cuda or triton.knobs.runtime.interpret
-    kinds = param.dtype in DTYPES and grad.dtype in DTYPES and (neurons is None or param.numel() < 2**30)
-    return kinds and on_device and is_sound(param, grad, state, skips)
+    kinds = param.dtype in DTYPES and grad.dtype in DTYPES and (lists.factor(number) is None or param.numel() < 2**30)
+    draws = "scales" in state or (rounds and param.dtype == torch.bfloat16)
+    numbered = not draws or lists.origin(number) is not None
+    return kinds and on_device and numbered and is_sound(param, grad, state, skips)
 
 
 def kind_of(param: Tensor, grad: Tensor, state: State) -> Kind:
     wide = [param, grad, *(state[name] for name in MOMENTS if name in state)]
     aligned = all(tensor.data_ptr() % VECTOR == 0 for tensor in wide)
-    return Kind(param.dtype, grad.dtype, "trace" in state, "scales" in state, aligned)
+    block = eight_bit.block_of(param.shape) if "scales" in state else 0
+    return Kind(param.dtype, grad.dtype, "trace" in state, block, aligned)
 
 
-def row_of(param: Tensor, state: State, neurons: NeuronFactor | None, first: int, chunks: int, number: int) -> Row:
+def row_of(lists: Lists, number: int, nonfinite: Tensor, first: int, chunks: int) -> Row:
+    """nonfinite: a number for whole tensors, whose state holds none."""
+    param, state = lists.params[number], {"nonfinite": nonfinite} | lists.states[number]
     addresses = {name: state[name].data_ptr() if name in state else 0 for name in STATE}
-    factors, width, stride = neuron_layout(param, neurons)
+    factors, width, stride = neuron_layout(param, lists.factor(number))
     chunk = {"first": first, "chunks": chunks, "number": number}
     where = {"param": param.data_ptr(), "factors": factors, "neurons": width, "stride": stride, "numel": param.numel()}
-    return Row(**where, **addresses, **chunk)
+    of_whole = {"whole": lists.whole(number), "origin": lists.origin(number) or 0}
+    return Row(**where, **of_whole, **addresses, **chunk)
 
 
 def numbers(values: Sequence[int], device: torch.device, capturing: bool) -> Tensor:
@@ -114,7 +126,7 @@ class Table:
     """Some tensors of one device, and the chunks they are cut into.
 
     members: their places in the caller's list, sorted by kind: the rows. buckets: the kinds, in the order of their chunks.
-    fields: int64 [tensors, COLUMNS]. owners: int64 [chunks], the row of each chunk's tensor. skips: float32 [tensors] and
+    fields: int64 [tensors, COLUMNS]. owners: int64 [chunks], the row of each chunk's tensor. nonfinite: float32 [tensors] and
     partials: float32 [chunks, SUMS], what kernels leave for each other. addresses: of the gradients that `column` holds.
     """
 
@@ -122,7 +134,7 @@ class Table:
     buckets: list[Bucket]
     fields: Tensor
     owners: Tensor
-    skips: Tensor
+    nonfinite: Tensor
     partials: Tensor
     addresses: list[int] = field(default_factory=list)
     column: Tensor | None = None
@@ -140,26 +152,24 @@ class Table:
 
 def table(members: Sequence[int], lists: Lists, capturing: bool) -> Table:
     """The table of the tensors at these places of the lists, all of one device and with a gradient."""
-    params, grads, states, factors = lists
+    params, grads, states, *_ = lists
     kinds = {member: kind_of(params[member], grads[member], states[member]) for member in members}
     members = sorted(members, key=lambda member: tuple(map(str, kinds[member])))
-    rows, buckets, chunks = list[Row](), list[Bucket](), 0
-    for member in members:
+    rows, buckets, chunks, device = list[Row](), list[Bucket](), 0, params[members[0]].device
+    nonfinite = torch.zeros(len(members), dtype=torch.float32, device=device)
+    for member, flag in zip(members, nonfinite, strict=True):
         kind, count = kinds[member], -(-params[member].numel() // geometry().chunk)
         if not buckets or buckets[-1].kind != kind:
             buckets.append(Bucket(kind, chunks, 0))
         buckets[-1] = buckets[-1]._replace(chunks=buckets[-1].chunks + count)
-        rows.append(
-            row_of(params[member], states[member], None if factors is None else factors[member], chunks, count, member)
-        )
+        rows.append(row_of(lists, member, flag, chunks, count))
         chunks += count
-    device = params[members[0]].device
     counts = numbers([row.chunks for row in rows], device, capturing)
     return Table(
         list(members),
         buckets,
         numbers([value for row in rows for value in row], device, capturing).view(len(rows), len(Row._fields)),
         torch.repeat_interleave(counts, output_size=chunks),
-        torch.zeros(len(rows), dtype=torch.float32, device=device),
+        nonfinite,
         torch.empty(chunks, reference.SUMS, dtype=torch.float32, device=device),
     )
