@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuroplastic_kernels import record_neuron_sums
 
-from ..sites import Site
+from ..sites import Site, require_unsplit
 from .padding import FrameMasks, frame_masks
 from .statistics import NeuronStatistics, WatchedSite
 
@@ -30,6 +30,7 @@ class Observer:
         self.all_neurons, self.statistics, self.masks, self.enabled = all_neurons, statistics, masks, True
         self.home = home  # where this is, there are the statistics
         self.neuron_dim = site.neuron_dim
+        self._unasked: Site | None = site
         self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
 
     @property
@@ -55,10 +56,17 @@ class Observer:
         mask = self.masks.at(tokens[::-1], z.device)
         return None if mask is None else mask.T
 
+    def ask(self, z: Tensor) -> None:
+        """The first time, outside compiled graphs: whether an engine has split the neurons; see `require_unsplit`."""
+        if self._unasked is not None and not torch.compiler.is_compiling():
+            require_unsplit(self._unasked, z)
+            self._unasked = None
+
     def observed(self, z: Tensor) -> Tensor:
         """z, which will be recorded when its gradient passes."""
         if not (self.active and z.requires_grad):
             return z
+        self.ask(z)
         return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,5 +1,6 @@
 """Hidden neurons: their slices of tensors, and the search for layers of neurons in a model."""
 
+from .engines import refuse_engines, require_unsplit
 from .feed_forward import ARCHITECTURES
 from .requirements import require_abilities, require_ability, require_whole, require_whole_site
 from .search import find_sites, select_sites
@@ -13,8 +14,10 @@ __all__ = [
     "Site",
     "find_sites",
     "inert_slots",
+    "refuse_engines",
     "require_abilities",
     "require_ability",
+    "require_unsplit",
     "require_whole",
     "require_whole_site",
     "select_sites",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import DropInConfig
+from .engines import INSTEAD, refuse_engines
 from .site import Ability, Site
 
 
@@ -41,7 +42,7 @@ def require_whole_site(site: Site) -> None:
     """Refuses a site one of whose weights is no plain Parameter of its whole shape.
 
     Raises:
-        TypeError: the weight is sharded (FSDP, ZeRO-3), or recomputed from other parameters (weight_norm, parametrizations).
+        TypeError: the weight is sharded or flattened (FSDP, tensor parallelism, DeepSpeed's ZeRO), or recomputed from other parameters (weight_norm, parametrizations).
     """
     for layer in site.layers:
         require_whole(site.name, layer)
@@ -49,11 +50,11 @@ def require_whole_site(site: Site) -> None:
 
 def require_whole(name: str, layer: nn.Module) -> None:
     """`require_whole_site` for one layer."""
+    refuse_engines(name, layer)
     for weight, shape in _weights(layer):
         if hasattr(weight, "device_mesh") or weight.shape != shape:
             raise TypeError(
-                f"a weight of {name!r} is sharded (FSDP or ZeRO-3), and DropIn needs whole neurons; train data-parallel (DDP), "
-                f"or without DropIn"
+                f"a weight of {name!r} is sharded (FSDP2, tensor parallelism or ZeRO-3), and DropIn needs whole neurons: {INSTEAD}"
             )
         if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
             raise TypeError(
