@@ -1,6 +1,7 @@
 """What every gradient of a step is multiplied by: the loss scale is taken off, and the norm of all together is clipped."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,5 +33,9 @@ def total_norm(grads: Sequence[Tensor], finite_only: bool) -> Tensor:
         if finite_only:
             norms = [torch.where(grad.isfinite().all(), norm, 0.0) for grad, norm in zip(grads, norms, strict=True)]
         grads = [norm.to(norms[0].device) for norm in norms]
-    norm = get_total_norm(grads)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    by_mesh: dict[Any, list[Tensor]] = {}  # torch takes no norm of whole and sharded tensors together
+    for grad in grads:
+        by_mesh.setdefault(getattr(grad, "device_mesh", None), []).append(grad)
+    parts = [get_total_norm(held) for held in by_mesh.values()]
+    parts = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in parts]
+    return parts[0] if len(parts) == 1 else vector_norm(torch.stack([part.to(parts[0].device) for part in parts]))

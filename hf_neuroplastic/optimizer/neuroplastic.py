@@ -144,7 +144,7 @@ class NeuroPlastic(Optimizer):
         self.backend = backend
         self.neuron_factors: dict[Tensor, NeuronFactor] = {}
         self._workspace: dict[Any, Any] = {}
-        self._given: list[Given] = []  # for each group
+        self._given: dict[int, Given] = {}  # by the id of a group, since DeepSpeed steps one group at a time
         self._flattened = False  # whether vectors of FSDP1 were admitted
         super().__init__(params, {name: given[name] for name in RULES})
 
@@ -169,7 +169,7 @@ class NeuroPlastic(Optimizer):
             self.param_groups.pop()
             raise
         tell_long_vector(param_group["params"])
-        self._given.append(Given.of(param_group["params"]))
+        self._given[id(param_group)] = Given.of(param_group["params"])
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self._workspaces())
@@ -179,7 +179,7 @@ class NeuroPlastic(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("neuron_factors", {})
-        self._given = [Given.of(group["params"]) for group in self.param_groups]
+        self._given = {id(group): Given.of(group["params"]) for group in self.param_groups}
         self._flattened = any(is_flattened(param) for group in self.param_groups for param in group["params"])
         for number, (param, entry) in enumerate(self.state.items()):
             check_entry(number, param, entry)
@@ -206,9 +206,8 @@ class NeuroPlastic(Optimizer):
             refuse_strangers(self.neuron_factors, self.param_groups)
         for group in self.param_groups if self._flattened else ():
             refuse_flattened(group["params"], group)
-        if len(self._given) == len(self.param_groups):  # else somebody took groups out
-            for index, (group, given) in enumerate(zip(self.param_groups, self._given, strict=True)):
-                refuse_joined(group, given, f"group {index}")
+        for group in self.param_groups:
+            refuse_joined(group, self._given.get(id(group)))
         settle(self._workspaces())
         lists = [self._lists(group) for group in self.param_groups]
         if not any(lists) and any(param.numel() for group in self.param_groups for param in group["params"]):
@@ -309,6 +308,7 @@ class NeuroPlastic(Optimizer):
         """
         settle(self._workspaces())
         saved: list[tuple[Tensor, dict[str, Any]]] = []
+        given = [self._given.get(id(group)) for group in self.param_groups]
 
         def check(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             saved.extend(matched_state(self, incoming))
@@ -317,7 +317,6 @@ class NeuroPlastic(Optimizer):
         def restore(_: Optimizer) -> None:
             groups = {param: group for group in self.param_groups for param in group["params"]}
             for param, entry in saved:
-                self._admit(param, groups[param])
                 self.state[param] = restored(param, entry, groups[param], self._counter_device(param))
 
         # torch rounds state to the parameter's dtype on loading; after every caller's hook, take the state as it was saved
@@ -330,3 +329,4 @@ class NeuroPlastic(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+        self._given.update({id(g): as_given for g, as_given in zip(self.param_groups, given, strict=True) if as_given})

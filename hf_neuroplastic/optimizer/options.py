@@ -11,7 +11,9 @@ from torch import Tensor
 
 from neuroplastic_kernels import NeuronFactor
 
-FLATTENED = "many tensors in one, or parts of them, the means that NeuroPlastic takes over single tensors would be others"
+FLATTENED = (
+    "many tensors in one, or parts of them, the means that NeuroPlastic takes over single tensors would be others"
+)
 INSTEAD = (
     "train data-parallel (DDP) or with fully_shard (FSDP2), or with strength=0 and neither max_grad_norm nor skip_nonfinite, "
     "which is the bare base"
@@ -158,14 +160,15 @@ def refuse_flattened(params: Sequence[Tensor], group: Mapping[str, Any]) -> None
         )
 
 
-def refuse_joined(group: Mapping[str, Any], given: "Given", where: str) -> None:
+def refuse_joined(group: Mapping[str, Any], given: "Given | None") -> None:
     """Raise TypeError where a group of tensors has become one vector that was none of them."""
     params = group["params"]
-    joined = len(params) == 1 and params[0].ndim == 1 and id(params[0]) not in given.places
-    if joined and not given.vector and not is_elementwise(group):
+    if given is None or given.vector or len(params) != 1 or params[0].ndim != 1 or id(params[0]) in given.places:
+        return
+    if not is_elementwise(group):
         raise TypeError(
-            f"{where} was given {len(given.places)} tensors and holds one vector of {params[0].numel()} elements now, as "
-            f"DeepSpeed's ZeRO makes of them, which is {FLATTENED}; {INSTEAD}"
+            f"a group of NeuroPlastic was given {len(given.places)} tensors and holds one vector of {params[0].numel()} "
+            f"elements now, as DeepSpeed's ZeRO makes of them, which is {FLATTENED}; {INSTEAD}"
         )
 
 

@@ -42,7 +42,8 @@ def require_whole_site(site: Site) -> None:
     """Refuses a site one of whose weights is no plain Parameter of its whole shape.
 
     Raises:
-        TypeError: the weight is sharded or flattened (FSDP, tensor parallelism, DeepSpeed's ZeRO), or recomputed from other parameters (weight_norm, parametrizations).
+        TypeError: the weight is sharded or flattened (FSDP, tensor parallelism, DeepSpeed's ZeRO), or recomputed from other
+            parameters (weight_norm, parametrizations).
     """
     for layer in site.layers:
         require_whole(site.name, layer)
@@ -54,7 +55,8 @@ def require_whole(name: str, layer: nn.Module) -> None:
     for weight, shape in _weights(layer):
         if hasattr(weight, "device_mesh") or weight.shape != shape:
             raise TypeError(
-                f"a weight of {name!r} is sharded (FSDP2, tensor parallelism or ZeRO-3), and DropIn needs whole neurons: {INSTEAD}"
+                f"a weight of {name!r} is sharded (FSDP2, tensor parallelism or ZeRO-3), and DropIn needs whole neurons: "
+                f"{INSTEAD}"
             )
         if isinstance(weight, nn.Parameter) and type(weight) is not nn.Parameter:
             raise TypeError(
