@@ -24,6 +24,7 @@ gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 
 def network():
+    """The neurons are those of layer 1."""
     torch.manual_seed(0)
     return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
 
@@ -160,7 +161,31 @@ def parts_of_a_sequence_are_one(rank):
     torch.testing.assert_close(of_parts.activity, seen.activity, rtol=1e-5, atol=1e-8)
 
 
+def other_layers_may_be_split(rank):
+    """Decisions are those of one process; of |dz|, of which every rank sees the same, the mean is over ranks as well."""
+    mesh, ends = init_device_mesh("cpu", (2,)), []
+    for split in (False, True):
+        model = nn.Sequential(network(), nn.Linear(4, 6))
+        dropin, optimizer = DropIn(model, EAGER), NeuroPlastic(model.parameters(), lr=0.02)
+        if split:
+            parallelize_module(model, mesh, {"1": ColwiseParallel(output_layouts=Replicate())})
+            optimizer = NeuroPlastic(model.parameters(), lr=0.02)
+        for step in range(3):
+            model(batch(step)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with nullcontext() if split else patch.object(dist, "get_world_size", lambda: 1):
+                dropin.step(optimizer)
+        ends.append((whole(model), dropin.statistics[0]))
+    (plain, seen), (parts, of_parts) = ends
+    for got, want in zip(parts, plain, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(of_parts.gradient * 2, seen.gradient, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(of_parts.activity, seen.activity, rtol=1e-5, atol=1e-8)
+
+
 CASES = [
+    other_layers_may_be_split,
     flat_vectors_are_refused,
     the_bare_base_takes_any_slices,
     split_layers_train_like_whole_ones,

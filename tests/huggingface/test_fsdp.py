@@ -5,7 +5,9 @@ the plugin is put back, and all that follows runs as it comes: prepare, save_sta
 """
 
 import os
+import runpy
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +82,19 @@ def by_accelerate(rank, folder, kind):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
+def by_the_example(rank, folder, kind):
+    """The loop of examples/accelerate_loop.py, as `accelerate launch --use_fsdp` starts it."""
+    from accelerate import Accelerator
+
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="NO_WRAP")
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "accelerate_loop.py"))
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    assert accelerator.is_fsdp2
+    told = example["train"](accelerator, 40, with_dropin=False)
+    assert told.startswith("2 processes, 40 steps: accuracy")
+    assert told.endswith("1 different networks")
+
+
 def trainer_of(folder, steps, callbacks=(), **settings):
     from tiny import tiny_batch, tiny_model
     from transformers import Trainer, TrainingArguments
@@ -151,6 +166,7 @@ def run(rank, case, folder, kind, port):
     [
         (by_accelerate, "FULL_STATE_DICT"),
         (by_accelerate, "SHARDED_STATE_DICT"),
+        (by_the_example, None),
         (by_trainer, "FULL_STATE_DICT"),
         (by_trainer, "SHARDED_STATE_DICT"),
         (side_files_of_ddp, None),
