@@ -4,11 +4,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-SCRIPT = """
+STAGES = """
 import os, re, sys
 import deepspeed
 import torch
@@ -110,12 +111,68 @@ dist.barrier()
 os._exit(0)  # gloo's threads now and then do not survive the end of Python
 """
 
+TRAINER = """
+import os, sys
+import deepspeed
+import torch
+from tiny import tiny_batch, tiny_model
+from transformers import Trainer, TrainingArguments
+from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
 
-def test_stages(tmp_path):
-    script = tmp_path / "stages.py"
-    script.write_text(SCRIPT)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+folder, stage, door, watched = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "dropin"
+config = {"train_micro_batch_size_per_gpu": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1}
+config["zero_optimization"] = {"stage": stage}
+settings = {"report_to": [], "disable_tqdm": True, "lr_scheduler_type": "constant", "learning_rate": 1e-2}
+arguments = TrainingArguments(folder, max_steps=4, per_device_train_batch_size=2, deepspeed=config, **settings)
+model = tiny_model("vit")
+doors = {
+    "optimizers": {"optimizers": (NeuroPlastic(model.parameters()), None)},
+    "class": {"optimizer_cls_and_kwargs": (NeuroPlastic, {"lr": 1e-2})},
+    "adamw": {"optimizer_cls_and_kwargs": (torch.optim.AdamW, {"lr": 1e-2})},
+}
+eager = DropInConfig(interval=1, maturity=0, max_fraction=0.1, threshold=float("inf"), stop=None)
+callbacks = [DropInCallback(eager)] if watched else []
+batch = tiny_batch("vit", 16)
+rows = [{name: value[row] for name, value in batch.items()} for row in range(16)]
+trainer = Trainer(model, arguments, train_dataset=rows, callbacks=callbacks, **doors[door])
+try:
+    trainer.train()
+    inner = trainer.optimizer.optimizer
+    print("steps by", type(getattr(inner, "optimizer", None) or inner).__name__)
+    if watched:
+        print("replaced", sum(int(count) for count in callbacks[0].dropin.replaced))
+except TypeError as error:
+    print("refused at step", trainer.state.global_step, error)
+sys.stdout.flush()
+os._exit(0)  # gloo's threads now and then do not survive the end of Python
+"""
+
+
+def launch(folder, script, processes, *arguments):
+    file = folder / "script.py"
+    file.write_text(script)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(file), *arguments]
+    support = str(Path(__file__).parent / "support")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("all seen") == 2
+    return done.stdout
+
+
+def test_stages(tmp_path):
+    assert launch(tmp_path, STAGES, 2).count("all seen") == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "door", "dropin", "words"),
+    [
+        ("0", "class", "dropin", "steps by NeuroPlastic\nreplaced "),
+        ("1", "class", "alone", "refused at step 0 a group of NeuroPlastic was given"),
+        ("2", "adamw", "dropin", "refused at step 0 a weight of 'vit.layers.0.mlp' is a copy"),
+        ("3", "adamw", "dropin", "refused at step 0 a weight of 'vit.layers.0.mlp' is sharded by DeepSpeed's ZeRO-3"),
+        ("2", "optimizers", "alone", "steps by AdamW"),  # transformers drops `optimizers`
+    ],
+)
+def test_trainer(stage, door, dropin, words, tmp_path):
+    assert words in launch(tmp_path, TRAINER, 1, str(tmp_path / "out"), stage, door, dropin)

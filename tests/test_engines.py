@@ -3,6 +3,7 @@
 import copy
 import os
 import socket
+import tempfile
 from contextlib import nullcontext
 from unittest.mock import patch
 
@@ -184,7 +185,39 @@ def other_layers_may_be_split(rank):
     torch.testing.assert_close(of_parts.activity, seen.activity, rtol=1e-5, atol=1e-8)
 
 
+def plans_of_transformers(rank):
+    """A Llama whose projections from_pretrained has split."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from transformers.distributed import DistributedConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32, "pad_token_id": 0}
+    shape = LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as own:
+        LlamaForSequenceClassification(shape).save_pretrained(own)  # writes on the first rank only
+        folders = [own]
+        dist.broadcast_object_list(folders)
+        dist.barrier()
+        plain = LlamaForSequenceClassification.from_pretrained(folders[0], dtype=torch.float64)
+        plan = DistributedConfig(tp_size=2, tp_plan="auto")
+        split = LlamaForSequenceClassification.from_pretrained(folders[0], dtype=torch.float64, distributed_config=plan)
+        dist.barrier()
+    assert any(hasattr(p, "device_mesh") for p in split.parameters())
+    with pytest.raises(TypeError, match=r"layers.0.mlp' is sharded \(FSDP2, tensor parallelism or ZeRO-3\).*DDP"):
+        DropIn(split, EAGER)
+    for model in (plain, split):
+        optimizer = NeuroPlastic(model.parameters(), lr=0.01)
+        for step in range(4):
+            tokens = torch.randint(1, 32, (4, 6), generator=torch.Generator().manual_seed(step))
+            model(input_ids=tokens, labels=tokens[:, 0] % 2).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for got, want in zip(whole(split), whole(plain), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
 CASES = [
+    plans_of_transformers,
     other_layers_may_be_split,
     flat_vectors_are_refused,
     the_bare_base_takes_any_slices,
