@@ -6,6 +6,8 @@ processes decide alike, so their networks stay the same bit for bit, which the e
     python examples/accelerate_loop.py
     accelerate launch examples/accelerate_loop.py
     torchrun --nproc_per_node 2 examples/accelerate_loop.py
+
+`multi_gpu.sh` has the commands for DDP and FSDP2.
 """
 
 import argparse
@@ -25,7 +27,7 @@ def sample(generator: torch.Generator, size: int = 32) -> tuple[torch.Tensor, to
     return bits + 0.1 * torch.randn(size, 6, generator=generator), value
 
 
-def train(accelerator: Accelerator, steps: int) -> str:
+def train(accelerator: Accelerator, steps: int, with_dropin: bool = True) -> str:
     """What came of it, in words."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1 + accelerator.process_index)
@@ -34,7 +36,7 @@ def train(accelerator: Accelerator, steps: int) -> str:
         model[0].bias[:24] = -10.0  # no input ever wakes these
     model.to(accelerator.device)
     config = DropInConfig(interval=20, maturity=20, max_fraction=0.1)
-    dropin = DropIn(model, config, total_steps=steps)  # before the model is wrapped
+    dropin = DropIn(model, config, total_steps=steps) if with_dropin else None  # before the model is wrapped
     model, optimizer = accelerator.prepare(model, NeuroPlastic(model.parameters(), lr=1e-2))
     for _ in range(steps * accelerator.gradient_accumulation_steps):
         inputs, target = (tensor.to(accelerator.device) for tensor in sample(generator))
@@ -42,16 +44,21 @@ def train(accelerator: Accelerator, steps: int) -> str:
             accelerator.backward(nn.functional.cross_entropy(model(inputs), target))
             optimizer.step()
             optimizer.zero_grad()
-            dropin.step(optimizer)  # counts whole steps only
-    dead = dropin.report()["neuro/dead_fraction"]
-    dropin.unpatch()
+            if dropin is not None:
+                dropin.step(optimizer)  # counts whole steps only
+    neurons = ""
+    if dropin is not None:
+        neurons = f"dead neurons {100 * dropin.report()['neuro/dead_fraction']:.0f} %, "
+        dropin.unpatch()
     inputs, target = (tensor.to(accelerator.device) for tensor in sample(torch.Generator().manual_seed(99), 4096))
     accuracy = (model(inputs).argmax(1) == target).float().mean().item()
-    weights = torch.cat([p.detach().flatten() for p in accelerator.unwrap_model(model).parameters()])
+    tensors = [p.detach() for p in accelerator.unwrap_model(model).parameters()]
+    tensors = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in tensors]  # shards of FSDP2
+    weights = torch.cat([p.flatten() for p in tensors])
     networks = set(gather_object([hash(tuple(weights.tolist()))]))
     return (
-        f"{accelerator.num_processes} processes, {dropin.step_count} steps: accuracy {accuracy:.3f}, dead neurons "
-        f"{100 * dead:.0f} %, {len(networks)} different networks"
+        f"{accelerator.num_processes} processes, {steps} steps: accuracy {accuracy:.3f}, {neurons}{len(networks)} different "
+        "networks"
     )
 
 
@@ -59,9 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps")
     parser.add_argument("--accumulate", type=int, default=2, help="batches per step")
+    parser.add_argument("--no-dropin", action="store_true", help="the optimizer alone")
     options = parser.parse_args()
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=options.accumulate)
-    accelerator.print(train(accelerator, options.steps))
+    accelerator.print(train(accelerator, options.steps, not options.no_dropin))
     accelerator.end_training()  # after the wrapped model is gone
 
 

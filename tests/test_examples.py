@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -72,3 +73,14 @@ def test_accelerate_loop(processes):
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{processes} processes, 100 steps: accuracy" in done.stdout
     assert "1 different networks" in done.stdout
+
+
+def test_multi_gpu(tmp_path):
+    """Every command, in small; on the CPU accelerate takes DDP for FSDP2."""
+    environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "4", "OUTPUT": str(tmp_path / "out")}
+    command = ["bash", str(EXAMPLES / "multi_gpu.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("2 processes, 4 steps: accuracy") == 3
+    assert done.stdout.count("1 different networks") == 3
+    assert (tmp_path / "out" / "model" / "detector.json").is_file()

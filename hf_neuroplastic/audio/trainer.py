@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,21 @@ from .evaluation import bona_fide_scores, taken_by
 from .metrics import equal_error_rate
 from .recipe import Recipe
 
+ENGINES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}  # as accelerate launch names them
+
+
+def require_data_parallel() -> None:
+    """Raises ValueError where `accelerate launch` has chosen an engine that splits weights or makes the optimizer itself."""
+    for name, engine in ENGINES.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"a detector is trained data-parallel (DDP), and accelerate launch was told to use {engine}: its best weights "
+                "are chosen and averaged whole, with the recipe's optimizer; use torchrun, or accelerate launch --multi_gpu"
+            )
+
 
 def training_arguments(recipe: Recipe, folder: Path, *, save: bool, evaluates: bool) -> TrainingArguments:
+    require_data_parallel()
     # transformers 5.23 has a new name for it
     renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"

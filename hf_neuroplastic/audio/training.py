@@ -36,7 +36,7 @@ from .recipe import BALANCED_COLUMNS, METHODS, Recipe
 from .run import Run
 from .selection import KeepBest, mean_of, put
 from .trainable import freeze, merged, require_peft, with_lora
-from .trainer import DetectorTrainer, eer_of, training_arguments, weighted_loss
+from .trainer import DetectorTrainer, eer_of, require_data_parallel, training_arguments, weighted_loss
 from .watch import Log, Watch, signals
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -151,6 +151,7 @@ def fine_tune(
 
 def require_trainable(model: nn.Module, recipe: Recipe) -> None:
     """Raises, before any audio is read, what `fine_tune` would raise of the model: it stays as it is."""
+    require_data_parallel()
     learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         freeze(model, "nothing" if recipe.lora else recipe.freeze)

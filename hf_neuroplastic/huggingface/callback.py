@@ -18,7 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..neurons.config import DropInConfig
 from ..neurons.decide.decisions import is_due
 from ..neurons.dropin import DropIn
-from ..neurons.operate.optimizers import Optimizers
+from ..neurons.operate.optimizers import Optimizers, checked_optimizers
+from ..neurons.sites import refuse_engines
 from ..optimizer.neuroplastic import NeuroPlastic
 from .checkpoint import INDEX_FILE, SideFileError, digest_of, load_side_files, resume_dropin, save_side_files, saved_by
 from .hub import tag_model
@@ -110,6 +111,9 @@ class DropInCallback(TrainerCallback, ExportableState):
     ) -> None:
         if model is not None and self._made_here and (self.dropin is None or not self.dropin.watches(model)):
             self._take(model)
+        for site in () if self.dropin is None else self.dropin.sites:
+            for layer in site.layers:
+                refuse_engines(site.name, layer)
         if self.dropin is None or not self.dropin.watches(model):
             raise RuntimeError(
                 "the DropIn of this DropInCallback watches another model than the one that is trained; give the callback a "
@@ -120,6 +124,7 @@ class DropInCallback(TrainerCallback, ExportableState):
                 f"the neurons were resumed from {self._resumed}, but training starts at step 0; call "
                 f"trainer.train(resume_from_checkpoint={str(self._resumed)!r}), or leave out resume_from to train anew"
             )
+        checked_optimizers(optimizer, self.dropin.sites, self.config)
         self._resumed, self._last, self.dropin.driven_to = None, None, None
         self.dropin.total_steps = state.max_steps
         if state.global_step > 0 and self.resume_from is not False:

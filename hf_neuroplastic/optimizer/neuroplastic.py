@@ -14,7 +14,18 @@ from neuroplastic_kernels import FUSED_DTYPES, NeuronFactor, is_flat, is_sharded
 
 from .clipping import gradient_factor
 from .diagnostics import diagnose
-from .options import NOT_OF_A_STEP, RULES, check_options, refuse_flat, refuse_flattened, refuse_strangers
+from .options import (
+    NOT_OF_A_STEP,
+    RULES,
+    Given,
+    check_options,
+    is_flattened,
+    refuse_flattened,
+    refuse_joined,
+    refuse_strangers,
+    tell_idle,
+    tell_long_vector,
+)
 from .state import check_entry, completed_groups, fits, initial_state, matched_state, refuse_cut_blocks, restored
 
 STEP_OPTIONS = tuple(name for name in RULES if name not in NOT_OF_A_STEP)
@@ -142,7 +153,8 @@ class NeuroPlastic(Optimizer):
         self.backend = backend
         self.neuron_factors: dict[Tensor, NeuronFactor] = {}
         self._workspace: dict[Any, Any] = {}
-        self._sizes: list[int] = []  # of the groups, in tensors, as they were given
+        self._given: dict[int, Given] = {}  # by the id of a group, since DeepSpeed steps one group at a time
+        self._flattened = False  # whether vectors of FSDP1 were admitted
         super().__init__(params, {name: given[name] for name in RULES})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -160,14 +172,15 @@ class NeuroPlastic(Optimizer):
                     f"parameter {index} of group {len(self.param_groups)} is {param.dtype}: NeuroPlastic takes float16, "
                     "bfloat16, float32 and float64; leave it out or convert it"
                 )
-        refuse_flat(param_group["params"])
-        if param_group["state_bits"] == 8:
-            try:
+        try:
+            refuse_flattened(param_group["params"], param_group)
+            if param_group["state_bits"] == 8:
                 refuse_cut_blocks(param_group["params"], len(self.param_groups) - 1)
-            except ValueError:
-                self.param_groups.pop()
-                raise
-        self._sizes.append(len(param_group["params"]))
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        tell_long_vector(param_group["params"])
+        self._given[id(param_group)] = Given.of(param_group["params"])
 
     def __getstate__(self) -> dict[str, Any]:
         settle(self._workspaces())
@@ -177,7 +190,8 @@ class NeuroPlastic(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("neuron_factors", {})
-        self._sizes = [len(group["params"]) for group in self.param_groups]
+        self._given = {id(group): Given.of(group["params"]) for group in self.param_groups}
+        self._flattened = any(is_flattened(param) for group in self.param_groups for param in group["params"])
         for number, (param, entry) in enumerate(self.state.items()):
             check_entry(number, param, entry)
         for index, group in enumerate(self.param_groups):
@@ -201,9 +215,14 @@ class NeuroPlastic(Optimizer):
                 loss = closure()
         if self.neuron_factors:
             refuse_strangers(self.neuron_factors, self.param_groups)
-        refuse_flattened(self.param_groups, self._sizes)
+        for group in self.param_groups if self._flattened else ():
+            refuse_flattened(group["params"], group)
+        for group in self.param_groups:
+            refuse_joined(group, self._given.get(id(group)))
         settle(self._workspaces())
         lists = [self._lists(group) for group in self.param_groups]
+        if not any(lists) and any(param.numel() for group in self.param_groups for param in group["params"]):
+            tell_idle()
         factors = self._gradient_factors(lists)
         plasticity_steps([
             {
@@ -286,9 +305,15 @@ class NeuroPlastic(Optimizer):
         }
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        self._admit(param, group)
         state = self.state[param]
         state.update(initial_state(param, group, self._counter_device(param)))
         return state
+
+    def _admit(self, param: Tensor, group: dict[str, Any]) -> None:
+        """Asked again when state is made: a model may have been wrapped since the optimizer was."""
+        refuse_flattened([param], group)
+        self._flattened |= is_flattened(param)
 
     def _counter_device(self, param: Tensor) -> torch.device:
         shard = getattr(param, "_local_tensor", param)
@@ -304,6 +329,7 @@ class NeuroPlastic(Optimizer):
         """
         settle(self._workspaces())
         saved: list[tuple[Tensor, dict[str, Any]]] = []
+        given = [self._given.get(id(group)) for group in self.param_groups]
 
         def check(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             saved.extend(matched_state(self, incoming))
@@ -324,3 +350,4 @@ class NeuroPlastic(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+        self._given.update({id(g): as_given for g, as_given in zip(self.param_groups, given, strict=True) if as_given})

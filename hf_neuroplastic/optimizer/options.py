@@ -3,14 +3,21 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from neuroplastic_kernels import NeuronFactor
 
-FLATTENED = "many tensors in one, the means that NeuroPlastic takes over single tensors mean something else"
+FLATTENED = (
+    "many tensors in one, or parts of them, the means that NeuroPlastic takes over single tensors would be others"
+)
+INSTEAD = (
+    "train data-parallel (DDP) or with fully_shard (FSDP2), or with strength=0 and neither max_grad_norm nor skip_nonfinite, "
+    "which is the bare base"
+)
 LONG = 4096  # elements; no bias is longer in most models
 logger = logging.getLogger(__name__)
 
@@ -132,32 +139,62 @@ def refuse_strangers(factors: Mapping[Any, Any], groups: Sequence[dict[str, Any]
             )
 
 
-def refuse_flat(params: Sequence[Tensor]) -> None:
-    """Raise TypeError for flat parameters of torch's FSDP; warn of a long vector that stands alone, which may be one."""
-    if any(type(param).__name__ == "FlatParameter" for param in params):
-        raise TypeError(
-            f"NeuroPlastic was given a FlatParameter of FSDP, which is {FLATTENED}; use fully_shard, or FSDP with "
-            "use_orig_params=True"
-        )
+def is_flattened(param: Tensor) -> bool:
+    """Whether a parameter is a vector of torch's FSDP1, or the part of such a vector that was taken from one tensor."""
+    return getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False)
+
+
+def tell_long_vector(params: Sequence[Tensor]) -> None:
+    """Warn of a long vector that stands alone, which may be a flattened one: an ordinary vector looks the same."""
     if len(params) == 1 and params[0].ndim == 1 and params[0].numel() >= LONG:
         logger.warning(
-            "a group holds one vector of %d elements: if that is %s",
-            params[0].numel(),
-            FLATTENED,
+            "a group holds one vector of %d elements: if that is %s; %s", params[0].numel(), FLATTENED, INSTEAD
         )
 
 
-def refuse_flattened(groups: Sequence[dict[str, Any]], sizes: Sequence[int]) -> None:
-    """Raise TypeError where a group of several tensors, see `sizes`, has become one vector."""
-    if len(groups) != len(sizes):
-        return  # somebody took groups out
-    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
-        params = group["params"]
-        if size > 1 and len(params) == 1 and params[0].ndim == 1:
-            raise TypeError(
-                f"group {number} was given {size} tensors and holds one vector of {params[0].numel()} elements now, as "
-                f"DeepSpeed's ZeRO makes of them, which is {FLATTENED}; train data-parallel (DDP), or with fully_shard"
-            )
+def refuse_flattened(params: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    """Raise TypeError where FSDP1 has flattened a parameter of a group whose steps need whole tensors."""
+    if not is_elementwise(group) and any(map(is_flattened, params)):
+        raise TypeError(
+            f"NeuroPlastic was given a part of a vector of FSDP1 (FullyShardedDataParallel), which is {FLATTENED}; {INSTEAD}"
+        )
+
+
+def refuse_joined(group: Mapping[str, Any], given: "Given | None") -> None:
+    """Raise TypeError where a group of tensors has become one vector that was none of them."""
+    params = group["params"]
+    if given is None or given.vector or len(params) != 1 or params[0].ndim != 1 or id(params[0]) in given.places:
+        return
+    if not is_elementwise(group):
+        raise TypeError(
+            f"a group of NeuroPlastic was given {len(given.places)} tensors and holds one vector of {params[0].numel()} "
+            f"elements now, as DeepSpeed's ZeRO makes of them, which is {FLATTENED}; {INSTEAD}"
+        )
+
+
+@cache
+def tell_idle() -> None:
+    """Say once that a step found nothing to do."""
+    logger.warning(
+        "no parameter of NeuroPlastic has a gradient, and step() changes nothing: call it after backward(); where a model is "
+        "wrapped (FSDP1), make the optimizer from the wrapped model's parameters"
+    )
+
+
+def is_elementwise(group: Mapping[str, Any]) -> bool:
+    """Whether a step asks nothing of a tensor as a whole, so that any slices of tensors may be stepped."""
+    return group["strength"] == 0 and group["max_grad_norm"] is None and not group["skip_nonfinite"]
+
+
+class Given(NamedTuple):
+    """The parameters of a group as they were given. places: their ids; vector: whether there is one, of one dimension."""
+
+    places: frozenset[int]
+    vector: bool
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor]) -> "Given":
+        return cls(frozenset(map(id, params)), len(params) == 1 and params[0].ndim == 1)
 
 
 def described(factor: Any) -> str:

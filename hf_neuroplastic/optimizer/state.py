@@ -142,6 +142,21 @@ def check_values(key: Any, entry: dict[str, Any]) -> None:
                 f"{name} of parameter {key} holds {int(bad.sum())} values that are infinite, NaN or below 0: the file is "
                 "damaged, or the training had diverged; go on from an earlier checkpoint, or with a new optimizer"
             )
+    if _are_codes(entry):
+        raise ValueError(
+            f"state of parameter {key} holds whole numbers from 0 to 255 for exp_avg_sq: these are codes that were saved with "
+            "state_bits=8 and read as numbers, as torch.distributed.checkpoint does; load them into an unsharded "
+            "NeuroPlastic(..., state_bits=8), or go on with a new optimizer"
+        )
+
+
+def _are_codes(entry: dict[str, Any]) -> bool:
+    """Whether moments are floats that look like 8-bit codes, which no mean of gradients does."""
+    moments = [torch.as_tensor(entry[name]) for name in ("exp_avg", "exp_avg_sq")]
+    if not all(each.is_floating_point() for each in moments) or moments[0].numel() < eight_bit.SMALLEST:
+        return False
+    whole = all(bool((each == each.round()).all()) for each in moments)
+    return whole and bool((moments[1] <= 255).all()) and bool((moments[1] > 1).any())
 
 
 def completed_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from detectors import save_detector
+from torch import nn
 from transformers import AutoModelForAudioClassification
 
 from hf_neuroplastic.audio import write_corpus
+from hf_neuroplastic.audio.recipe import Recipe
+from hf_neuroplastic.audio.trainer import training_arguments
+from hf_neuroplastic.audio.training import require_trainable
 
 
 def train(output, *options, processes=1):
@@ -52,3 +57,12 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     one, two = (AutoModelForAudioClassification.from_pretrained(tmp_path / name / "model") for name in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "engine"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_engines_that_split_weights_are_refused_before_audio_is_read(name, engine, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=rf"data-parallel \(DDP\).*{engine}.*torchrun"):
+        require_trainable(nn.Linear(1, 1), Recipe())
+    with pytest.raises(ValueError, match=engine):
+        training_arguments(Recipe(), Path(), save=False, evaluates=False)

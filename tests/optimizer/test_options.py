@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_neuroplastic import NeuroPlastic
+from hf_neuroplastic.optimizer.options import tell_idle
 
 BAD = {
     "lr": [-1.0, math.nan, math.inf, "fast", None, torch.ones(2), torch.tensor(-1.0), torch.tensor(math.nan), True],
@@ -79,20 +80,65 @@ def test_defaults_follow_the_base(base, betas, decoupled, activity, statistics):
     assert group["max_update_norm"] is None
 
 
-def test_tensors_that_were_flattened_are_refused_or_told(caplog):
-    class FlatParameter(torch.nn.Parameter):
-        """As torch's FSDP names its own."""
+def flattened(optimizer, group=0, size=9):
+    """As DeepSpeed's ZeRO does, which then steps one group at a time."""
+    flat = torch.nn.Parameter(torch.zeros(size))
+    flat.grad = torch.ones(size)
+    optimizer.param_groups[group]["params"] = [flat]
+    optimizer.param_groups = [optimizer.param_groups[group]]
+    return flat
 
-    with pytest.raises(TypeError, match=r"FlatParameter of FSDP.*use_orig_params=True"):
-        NeuroPlastic([FlatParameter(torch.zeros(10))])
+
+@pytest.mark.parametrize("change", [None, "state loaded", {"strength": 0.5}, {"strength": 0.0, "max_grad_norm": 1.0}])
+@pytest.mark.parametrize("group", [0, 1])
+def test_groups_that_became_one_vector_are_refused(group, change, caplog):
     params = [torch.nn.Parameter(torch.zeros(3, 2)), torch.nn.Parameter(torch.zeros(3))]
-    optimizer = NeuroPlastic(params)
-    flat = torch.nn.Parameter(torch.zeros(9))
-    flat.grad = torch.ones(9)
-    optimizer.param_groups[0]["params"] = [flat]  # as DeepSpeed's ZeRO does
-    with pytest.raises(TypeError, match=r"was given 2 tensors and holds one vector of 9 elements.*DeepSpeed's ZeRO"):
+    optimizer = NeuroPlastic([{"params": params}, {"params": [torch.nn.Parameter(torch.zeros(3, 2))]}])
+    flat = flattened(optimizer, group)
+    if change == "state loaded":
+        optimizer.load_state_dict(optimizer.state_dict())
+    elif change:
+        optimizer.param_groups[0].update(change)
+    words = rf"was given {2 - group} tensors? and holds one vector of 9 .*ZeRO.*DDP.*fully_shard.*strength=0"
+    with pytest.raises(TypeError, match=words):
         optimizer.step()
     assert not flat.any()
     assert not caplog.text
+
+
+def test_the_bare_base_steps_a_vector_of_many_tensors():
+    optimizer = NeuroPlastic([torch.nn.Parameter(torch.zeros(3, 2)), torch.nn.Parameter(torch.zeros(3))], strength=0.0)
+    flat = flattened(optimizer)
+    optimizer.step()
+    assert flat.all()
+
+
+def test_ordinary_vectors_are_no_flattened_ones(caplog):
+    """A bias of a group of its own, also where it is replaced or is what is left of a group."""
+    bias, other = torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(7))
+    optimizer = NeuroPlastic([{"params": [bias]}, {"params": [torch.nn.Parameter(torch.zeros(3, 2)), other]}])
+    optimizer.param_groups[1]["params"] = [other]
+    optimizer.param_groups[0]["params"] = [torch.nn.Parameter(torch.zeros(9))]
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.ones_like(group["params"][0])
+    optimizer.step()
+    assert not caplog.text
+
+
+def test_vectors_of_fsdp_are_refused_and_long_ones_told(caplog):
+    part = torch.nn.Parameter(torch.zeros(10))
+    part._fsdp_flattened = True
+    with pytest.raises(TypeError, match=r"vector of FSDP1 .*DDP.*fully_shard.*strength=0"):
+        NeuroPlastic([part])
+    assert len(NeuroPlastic([part], strength=0.0).param_groups) == 1
     NeuroPlastic([torch.nn.Parameter(torch.zeros(5000))])
     assert "a group holds one vector of 5000 elements" in caplog.text
+    assert "strength=0" in caplog.text
+
+
+def test_a_step_without_any_gradient_says_so_once(caplog):
+    tell_idle.cache_clear()
+    optimizer = NeuroPlastic([torch.nn.Parameter(torch.zeros(3, 2))])
+    optimizer.step()
+    optimizer.step()
+    assert caplog.text.count("no parameter of NeuroPlastic has a gradient") == 1

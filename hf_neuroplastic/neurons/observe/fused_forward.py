@@ -37,6 +37,7 @@ class FusedForward:
             return type(site.container).forward(site.container, hidden_states)
         dropout, training = _probability(site.dropout)
         h = F.linear(hidden_states, site.up.weight)
+        self.observer.ask(h)
         z = ffn_activation(
             h,
             site.up.bias,

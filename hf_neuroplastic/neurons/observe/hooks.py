@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
-from neuroplastic_kernels import is_sharded, record_neuron_sums
+from neuroplastic_kernels import record_neuron_sums
 
-from ..sites import Site
+from ..sites import Site, require_unsplit
 from .padding import FrameMasks, frame_masks
 from .statistics import NeuronStatistics, WatchedSite
 
@@ -34,8 +34,8 @@ class Observer:
     ) -> None:
         self.all_neurons, self.statistics, self.masks, self.enabled = all_neurons, statistics, masks, True
         self.home = home  # where its weight is, there are the statistics
-        self.name = site.name
         self.neuron_dim = site.neuron_dim
+        self._unasked: Site | None = site
         self.time_first = isinstance(site.watched, nn.RNNBase) and not site.watched.batch_first
 
     @property
@@ -61,15 +61,17 @@ class Observer:
         mask = self.masks.at(tokens[::-1], z.device)
         return None if mask is None else mask.T
 
+    def ask(self, z: Tensor) -> None:
+        """The first time, outside compiled graphs: whether an engine has split the neurons; see `require_unsplit`."""
+        if self._unasked is not None and not torch.compiler.is_compiling():
+            require_unsplit(self._unasked, z)
+            self._unasked = None
+
     def observed(self, z: Tensor) -> Tensor:
         """z, which will be recorded when its gradient passes."""
         if not (self.active and z.requires_grad):
             return z
-        if is_sharded(z) or z.shape[self.neuron_dim] != self.statistics.weight.numel():
-            raise TypeError(
-                f"each process sees a part of the neurons of {self.name!r}: DropIn works on shards of fully_shard (FSDP2), not "
-                f"under tensor parallelism; train data-parallel (DDP), or exclude the layer with DropInConfig(layers=...)"
-            )
+        self.ask(z)
         return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 
 from ..config import DropInConfig
 from ..sites import Site
+from ..sites.engines import INSTEAD
 
 # Where wrappers that are no torch optimizers keep what they wrap, such as accelerate's and DeepSpeed's.
 INSIDE = ("optimizer", "optim", "base_optimizer", "_optimizer", "inner_optimizer")
-FLAT = "DeepSpeed's ZeRO and other sharding flatten parameters; train data-parallel (DDP), or without DropIn"
+FLAT = f"DeepSpeed's ZeRO and FSDP1 flatten parameters; {INSTEAD}"
+COPIES = f"it holds copies in another precision, as DeepSpeed's bf16 and fp16 do; train in float32 or with autocast, {INSTEAD}"
 
 
 class Optimizers:
@@ -108,9 +110,12 @@ def checked_optimizers(given: Any, sites: Sequence[Site], config: DropInConfig) 
     optimizers = Optimizers(given)
     if optimizers.found and not any(optimizers.hold(site.weights) for site in sites):
         tensors = [tensor for one in optimizers.found for group in one.param_groups for tensor in group["params"]]
-        flat = f": {FLAT}" if tensors and all(tensor.ndim == 1 for tensor in tensors) else ""
+        why = f": {FLAT}" if tensors and all(tensor.ndim == 1 for tensor in tensors) else ""
+        weights = [(weight.shape, weight.dtype) for site in sites for weight in site.weights]
+        if any(each.shape == shape and each.dtype != dtype for each in tensors for shape, dtype in weights):
+            why = f": {COPIES}"
         raise ValueError(
-            f"optimizer holds no parameter of the watched layers; pass the one that trains this model{flat}"
+            f"optimizer holds no parameter of the watched layers; pass the one that trains this model{why}"
         )
     bits = [group.get("state_bits") for one in optimizers.found for group in one.param_groups]
     if config.changes_neurons and 8 in bits:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from neuroplastic_kernels import is_sharded, split_over
 
 from ..config import DropInConfig
+from .engines import refuse_engines
 from .site import Ability, Site
 
 
@@ -44,7 +45,8 @@ def require_whole_site(site: Site) -> None:
     """Refuses a site one of whose weights is no plain Parameter of its whole shape.
 
     Raises:
-        TypeError: the weight is sharded (FSDP, ZeRO-3), or recomputed from other parameters (weight_norm, parametrizations).
+        TypeError: the weight is sharded or flattened (FSDP, tensor parallelism, DeepSpeed's ZeRO), or recomputed from other
+            parameters (weight_norm, parametrizations).
     """
     for layer in site.layers:
         require_whole(site.name, layer)
@@ -52,6 +54,7 @@ def require_whole_site(site: Site) -> None:
 
 def require_whole(name: str, layer: nn.Module) -> None:
     """`require_whole_site` for one layer."""
+    refuse_engines(name, layer)
     for weight, shape in _weights(layer):
         if is_sharded(weight) or weight.shape != shape:
             raise TypeError(

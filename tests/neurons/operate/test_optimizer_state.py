@@ -318,6 +318,13 @@ def test_flattened_parameters_are_named():
         DropIn(model, DropInConfig(stop=None)).step(wrapper)
 
 
+def test_copies_in_another_precision_are_named():
+    model = tiny_mlp()
+    copies = torch.optim.AdamW([nn.Parameter(p.detach().double()) for p in model.parameters()])
+    with pytest.raises(ValueError, match=r"holds copies in another precision, as DeepSpeed's bf16"):
+        DropIn(model, DropInConfig(stop=None)).step(copies)
+
+
 def test_layers_and_biases_that_no_optimizer_holds_stay_with_a_word(caplog):
     model = nn.ModuleDict({"one": tiny_mlp(), "two": tiny_mlp(), "three": tiny_mlp()})
     kept = [*model["one"].parameters(), model["two"][0].bias]

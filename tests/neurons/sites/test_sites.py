@@ -95,7 +95,17 @@ def _sharded():
     return model
 
 
+def _marked(**marks):
+    """As engines mark the weights that they keep elsewhere."""
+    model = tiny_mlp()
+    vars(model[0].weight).update(marks)
+    return model
+
+
 ERRORS = [
+    (lambda: _marked(ds_id=0), None, TypeError, ["'0'", "sharded by DeepSpeed's ZeRO-3", "DDP"]),
+    (lambda: _marked(_hp_mapping=None), None, TypeError, ["'0'", "copy of what DeepSpeed's ZeRO trains", "DDP"]),
+    (lambda: _marked(_fsdp_flattened=True), None, TypeError, ["'0'", "vector of FSDP1", "DDP"]),
     (lambda: _tied("fc2", "bias"), None, ValueError, ["shares a weight", "layers.1.mlp.fc2.bias"]),
     (_recomputed, None, TypeError, ["'0'", "torch.nn.Linear"]),
     (_sharded, None, TypeError, ["'0'", "sharded", "ZeRO-3", "DDP"]),
