@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny import tiny_batch, tiny_model
 
 from hf_neuroplastic import DropIn, DropInConfig, unpatch
-from hf_neuroplastic.neurons.observe.fused_forward import REPLACED, FusedForward
+from hf_neuroplastic.neurons.observe.fused_forward import REPLACED, fused
 from neuroplastic_kernels.ffn_activation.neuron_sums import ABS_OUTPUT
 
 pytest.importorskip("triton")
@@ -50,9 +50,9 @@ def _assert_alike(first, second):
 
 @pytest.mark.parametrize("family", FUSED)
 def test_outputs_gradients_and_moments_are_those_of_the_stock_layer(family):
-    fused = _pass(family, "fused")
-    assert all(isinstance(site.container.forward, FusedForward) for site in fused[1].sites)
-    _assert_alike(fused, _pass(family, "reference"))
+    found = _pass(family, "fused")
+    assert all(fused(site.container) for site in found[1].sites)
+    _assert_alike(found, _pass(family, "reference"))
 
 
 def test_padding_is_masked():
@@ -101,8 +101,8 @@ def test_copies_and_pickles_work_on_their_own():
     batch = _batch("ast")
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(**batch).logits, model(**batch).logits)
-        container = next(m for m in twin.modules() if isinstance(vars(m).get("forward"), FusedForward))
-        assert container.forward.site.container is container
+        container = next(m for m in twin.modules() if fused(m))
+        assert fused(container).site.container is container
         unpatch(twin)
         assert not any(name in vars(module) for module in twin.modules() for name in REPLACED)
 
