@@ -169,6 +169,7 @@ class DropIn:
         for observer in self._observers:
             observer.masks.forget()
 
+    @torch.compiler.disable(reason="DropIn.step changes neurons by the numbers it has: it runs as it is, beside compiled graphs")
     @torch.no_grad()
     def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
         """Ends an optimizer step. Call it after `optimizer.step()`, on every rank.

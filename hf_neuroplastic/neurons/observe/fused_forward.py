@@ -63,7 +63,8 @@ class FusedForward:
 
     def _applies(self, hidden_states: Tensor) -> bool:
         site = self.site
-        if not (self.observer.active and site.activation.training and site.up.weight.requires_grad):
+        # Not whether gradients are on: reentrant checkpointing runs the layer without them first, and again with them.
+        if not (self.observer.enabled and site.activation.training and site.up.weight.requires_grad):
             return False  # evaluation gives the stock model's bits, observed by the hook or not
         if any(_is_hooked(part) for part in (site.up, site.activation, site.dropout) if part is not None):
             return False  # who hooks a part expects it to be called

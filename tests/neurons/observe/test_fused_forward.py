@@ -30,6 +30,7 @@ def _pass(family, backend, *, prepare=None, padded=False, **changes):
     if prepare:
         prepare(model)
     dropin = DropIn(model, DropInConfig(backend=backend, stop=None))
+    torch.manual_seed(1)
     outputs = model(**_batch(family, padded=padded))
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -59,10 +60,18 @@ def test_padding_is_masked():
     _assert_alike(_pass("wav2vec2", "fused", padded=True), _pass("wav2vec2", "reference", padded=True))
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "ast"])
-def test_gradient_checkpointing_changes_nothing(family):
-    checkpointed = _pass(family, "fused", prepare=lambda model: model.gradient_checkpointing_enable())
-    _assert_alike(checkpointed, _pass(family, "fused"))
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("family", "dropout"), [("wav2vec2", 0.5), ("ast", 0.0)])
+def test_gradient_checkpointing_changes_nothing(family, dropout, reentrant):
+    """Nor does it change which elements the dropout takes: the pass that is run again draws as the first one did."""
+    changes = {"activation_dropout": dropout} if dropout else {}
+
+    def checkpointed(model):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant and family == "ast":  # it passes gradients on only to inputs that require them
+            model.enable_input_require_grads()
+
+    _assert_alike(_pass(family, "fused", prepare=checkpointed, **changes), _pass(family, "fused", **changes))
 
 
 def test_dropout_falls_on_the_layer_and_is_kept_in_expectation():
