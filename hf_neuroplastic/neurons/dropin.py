@@ -169,11 +169,12 @@ class DropIn:
         for observer in self._observers:
             observer.masks.forget()
 
+    @torch.compiler.disable(reason="DropIn.step decides by what the numbers are, and runs beside compiled graphs")
     @torch.no_grad()
     def step(self, optimizer: Any = None, *, gradient_scale: Tensor | float | None = None) -> None:
         """Ends an optimizer step. Call it after `optimizer.step()`, on every rank.
 
-        Updates the statistics, replaces neurons if an event is due, then scales synapses.
+        Updates the statistics, replaces neurons if an event is due, then scales synapses. torch.compile leaves this alone.
 
         Args:
             optimizer: the optimizer whose state of reborn neurons is to be reset, a wrapper of one (accelerate's,

@@ -206,9 +206,13 @@ class NeuroPlastic(Optimizer):
         """
         return "patch_optimizer_step" not in getattr(vars(self).get("step"), "__qualname__", "")
 
+    @torch.compiler.disable(reason="NeuroPlastic.step is one kernel as it is, and runs beside compiled graphs")
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; return the closure's loss, if a closure is given."""
+        """Update every parameter that has a gradient; return the closure's loss, if a closure is given.
+
+        torch.compile leaves this alone, but for what the closure compiles itself.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -18,7 +18,9 @@ REPLACED = ("forward", "_replicate_for_data_parallel")  # of the module, on the 
 
 
 class FusedForward:
-    """Takes the place of `container.forward` on one instance; the class and its methods stay as they are.
+    """Its `forward` takes the place of `container.forward` on one instance; the class and its methods stay as they are.
+
+    A bound method, since torch.compile knows other callables by identity, which would cost a graph for every layer of a stack.
 
     Args:
         site: with the module that computes `output_dropout(down(dropout(activation(up(x)))))`.
@@ -30,7 +32,7 @@ class FusedForward:
         self.site, self.observer, self.backend = site, observer, backend
         self.activation = activation_name(site.activation)
 
-    def __call__(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         site = self.site
         assert site.container is not None  # `install` saw to it
         if not self._applies(hidden_states):
@@ -41,7 +43,7 @@ class FusedForward:
         z = ffn_activation(
             h,
             site.up.bias,
-            self.observer.sums,
+            self.observer.sums(h),
             activation=self.activation,
             dropout=dropout,
             training=training,
@@ -62,7 +64,8 @@ class FusedForward:
 
     def _applies(self, hidden_states: Tensor) -> bool:
         site = self.site
-        if not (self.observer.active and site.activation.training and site.up.weight.requires_grad):
+        # Not whether gradients are on: reentrant checkpointing runs the layer without them first, and again with them.
+        if not (self.observer.enabled and site.activation.training and site.up.weight.requires_grad):
             return False  # evaluation gives the stock model's bits, observed by the hook or not
         if any(_is_hooked(part) for part in (site.up, site.activation, site.dropout) if part is not None):
             return False  # who hooks a part expects it to be called
@@ -75,15 +78,22 @@ def install(site: Site, observer: Observer, backend: str) -> bool:
         return False
     if "forward" in vars(site.container):
         return False  # somebody else's patch
-    fused = FusedForward(site, observer, backend)
-    for name, method in zip(REPLACED, (fused, fused.replicate), strict=True):
+    stand_in = FusedForward(site, observer, backend)
+    for name, method in zip(REPLACED, (stand_in.forward, stand_in.replicate), strict=True):
         setattr(site.container, name, method)
     return True
 
 
+def fused(container: nn.Module | None) -> FusedForward | None:
+    """What stands in for the forward of `container`, or None where the module's own does."""
+    method = None if container is None else vars(container).get("forward")
+    held = getattr(method, "__self__", None)
+    return held if isinstance(held, FusedForward) else None
+
+
 def remove(container: nn.Module | None) -> None:
     """Gives `container` its own forward back."""
-    if container is not None and isinstance(vars(container).get("forward"), FusedForward):
+    if container is not None and fused(container) is not None:
         for name in REPLACED:
             delattr(container, name)
 

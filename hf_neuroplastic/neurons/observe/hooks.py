@@ -43,11 +43,11 @@ class Observer:
         """Whether a pass is to be observed now: in evaluation mode too, where many fine-tune."""
         return self.enabled and torch.is_grad_enabled()
 
-    @property
-    def sums(self) -> Tensor:
-        """Where the sums of this pass go: the statistics' own, or their probe if the pass is being compiled."""
-        if self.all_neurons.sums.device != self.home.weight.device:
-            _move(self.all_neurons, self.home.weight.device)
+    def sums(self, z: Tensor) -> Tensor:
+        """Where the sums of z go: the statistics' own, or their probe if the pass is being compiled."""
+        # Asks z and not `home`: a graph that knows the first layer's weight from its own is compiled for every layer but that.
+        if self.statistics.probe.device != z.device:
+            _move(self.all_neurons, self.home)
         return self.statistics.probe if torch.compiler.is_compiling() else self.statistics.sums
 
     def token_mask(self, z: Tensor) -> Tensor | None:
@@ -72,7 +72,7 @@ class Observer:
         if not (self.active and z.requires_grad):
             return z
         self.ask(z)
-        return record_neuron_sums(z, self.sums, self.token_mask(z), self.neuron_dim)
+        return record_neuron_sums(z, self.sums(z), self.token_mask(z), self.neuron_dim)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -102,8 +102,8 @@ class InputObserver(Observer):
 
 
 @torch.compiler.disable(reason="statistics follow a model that was moved: move it before DropIn(model)")
-def _move(statistics: NeuronStatistics, device: torch.device) -> None:
-    statistics.to(device)
+def _move(statistics: NeuronStatistics, home: Any) -> None:
+    statistics.to(home.weight.device)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 MOST_PASSES = 64  # before a step, whose masks are kept
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class FrameMasks:
     def __init__(self, masks: Sequence[FrameMask], resampled: bool, layer: nn.Module | None = None) -> None:
         self._masks, self._resampled, self._warned = masks, resampled, False
         self._layer, self._input = layer, 0
-        self._passes: dict[int, list[Tensor | None]] = {}  # by the address of what the layer was given
+        # By the address of what the layer was given, and as long as that lives: another pass may be given the same address.
+        self._passes: dict[int, tuple[StorageWeakRef, list[Tensor | None]]] = {}
         self._again: list[Tensor | None] | None = None
         self._entries = {layer}  # and the modules in the layer that take the layer's input
 
@@ -74,15 +76,21 @@ class FrameMasks:
         place = given.data_ptr()
         if torch._C._current_graph_task_id() != -1:  # in a backward pass
             if module in self._entries:
-                self._again = self._passes.get(place)
+                storage, masks = self._passes.get(place, (None, None))
+                self._again = None if storage is None or storage.expired() else masks
             return
         self._again = None
         if module is self._layer:
-            self._input, self._passes[place] = place, [known.on(given.device) for known in self._masks]
+            masks = [known.on(given.device) for known in self._masks]
+            self._input, self._passes[place] = place, (StorageWeakRef(given.untyped_storage()), masks)
             if len(self._passes) > MOST_PASSES:
                 del self._passes[next(iter(self._passes))]
         elif place == self._input:
             self._entries.add(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model has seen no pass, and a weak reference to a storage must not be copied."""
+        return {**vars(self), "_passes": {}, "_again": None}
 
     def forget(self) -> None:
         """Ends a step."""

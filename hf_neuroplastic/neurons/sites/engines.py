@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .site import Site
 
-INSTEAD = "train data-parallel (DDP), or without DropIn"
+INSTEAD = "train data-parallel (DDP) or with fully_shard (FSDP2), or without DropIn"
 
 
 def engine_of(weight: Any) -> str | None:

@@ -120,7 +120,7 @@ def select(operation: str, backend: str, tensors: Sequence[Tensor] = ()) -> Call
         not tensor.is_cuda for tensor in tensors
     ):  # interpreted kernels only on demand: they are slow
         on_cpu = all(tensor.is_cpu for tensor in tensors)
-        return (native_form_if_it_builds(operation) if on_cpu else None) or forms.reference
+        return (native_form_if_it_builds(operation) if on_cpu and forms.load_native else None) or forms.reference
     if not TRITON_INSTALLED and tensors:
         say_once("Triton is not installed (pip install triton): everything runs, on the slower reference forms")
     return forms.reference if obstacle or forms.fused is None else forms.fused

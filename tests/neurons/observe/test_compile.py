@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 import transformers
+from compilers import CountingBackend
 from tiny import tiny_batch, tiny_mlp, tiny_model
 from torch import nn
-from torch._dynamo.backends.debugging import aot_eager
 from torch.utils.checkpoint import checkpoint
 
 from hf_neuroplastic import DropIn, DropInConfig
@@ -16,17 +16,6 @@ from neuroplastic_kernels.ffn_activation.neuron_sums import TOKENS
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="inductor on a CPU needs a C++ compiler"
 )
-
-
-class CountingBackend:
-    """aot_eager, and how many graphs it was given."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, *arguments):
-        self.graphs += 1
-        return aot_eager(*arguments)
 
 
 class Speech(nn.Module):

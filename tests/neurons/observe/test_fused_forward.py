@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny import tiny_batch, tiny_model
 
 from hf_neuroplastic import DropIn, DropInConfig, unpatch
-from hf_neuroplastic.neurons.observe.fused_forward import REPLACED, FusedForward
+from hf_neuroplastic.neurons.observe.fused_forward import REPLACED, fused
 from neuroplastic_kernels.ffn_activation.neuron_sums import ABS_OUTPUT
 
 pytest.importorskip("triton")
@@ -30,6 +30,7 @@ def _pass(family, backend, *, prepare=None, padded=False, **changes):
     if prepare:
         prepare(model)
     dropin = DropIn(model, DropInConfig(backend=backend, stop=None))
+    torch.manual_seed(1)
     outputs = model(**_batch(family, padded=padded))
     outputs.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -50,19 +51,27 @@ def _assert_alike(first, second):
 
 @pytest.mark.parametrize("family", FUSED)
 def test_outputs_gradients_and_moments_are_those_of_the_stock_layer(family):
-    fused = _pass(family, "fused")
-    assert all(isinstance(site.container.forward, FusedForward) for site in fused[1].sites)
-    _assert_alike(fused, _pass(family, "reference"))
+    found = _pass(family, "fused")
+    assert all(fused(site.container) for site in found[1].sites)
+    _assert_alike(found, _pass(family, "reference"))
 
 
 def test_padding_is_masked():
     _assert_alike(_pass("wav2vec2", "fused", padded=True), _pass("wav2vec2", "reference", padded=True))
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "ast"])
-def test_gradient_checkpointing_changes_nothing(family):
-    checkpointed = _pass(family, "fused", prepare=lambda model: model.gradient_checkpointing_enable())
-    _assert_alike(checkpointed, _pass(family, "fused"))
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("family", "dropout"), [("wav2vec2", 0.5), ("ast", 0.0)])
+def test_gradient_checkpointing_changes_nothing(family, dropout, reentrant):
+    """Nor does it change which elements the dropout takes: the pass that is run again draws as the first one did."""
+    changes = {"activation_dropout": dropout} if dropout else {}
+
+    def checkpointed(model):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant and family == "ast":  # it passes gradients on only to inputs that require them
+            model.enable_input_require_grads()
+
+    _assert_alike(_pass(family, "fused", prepare=checkpointed, **changes), _pass(family, "fused", **changes))
 
 
 def test_dropout_falls_on_the_layer_and_is_kept_in_expectation():
@@ -101,8 +110,8 @@ def test_copies_and_pickles_work_on_their_own():
     batch = _batch("ast")
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(**batch).logits, model(**batch).logits)
-        container = next(m for m in twin.modules() if isinstance(vars(m).get("forward"), FusedForward))
-        assert container.forward.site.container is container
+        container = next(m for m in twin.modules() if fused(m))
+        assert fused(container).site.container is container
         unpatch(twin)
         assert not any(name in vars(module) for module in twin.modules() for name in REPLACED)
 

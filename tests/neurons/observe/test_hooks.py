@@ -1,11 +1,15 @@
 """Watching changes nothing, and sees exactly the tokens that count."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, MORE_FAMILIES, SPEECH_MODELS, tiny_batch, tiny_mlp, tiny_model
 from torch import nn
 
 from hf_neuroplastic import DropIn, DropInConfig
+from hf_neuroplastic.neurons.observe.padding import FrameMask, FrameMasks
 from neuroplastic_kernels.ffn_activation.neuron_sums import (
     ABS_OUTPUT,
     ABS_OUTPUT_GRADIENT,
@@ -158,6 +162,28 @@ def test_two_passes_before_one_backward_have_their_own_masks_under_checkpointing
     for plain, found in zip(*sums, strict=True):
         assert plain[TOKENS].max() > 0
         torch.testing.assert_close(found, plain)
+
+
+def test_a_pass_at_the_address_of_an_earlier_one_has_its_own_mask():
+    """As where a layer is compiled in part: its first run is not seen, and its input may lie where another one's lay."""
+    taker, layer, memory = FrameMask(tiny_mlp()), tiny_mlp(), np.zeros((2, 5, 6), dtype=np.float32)
+    masks = FrameMasks([taker], False, layer)
+    old, new = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    taker(layer, (), {"attention_mask": old})
+    masks(layer, (torch.from_numpy(memory),), {})
+    copied = copy.deepcopy(masks)
+    taker(layer, (), {"attention_mask": new})
+    again, found = torch.from_numpy(memory), []
+
+    def run_again(gradient):
+        masks(layer, (again,), {})
+        found.append(masks.at((2, 5), gradient.device))
+
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(run_again)
+    x.sum().backward()
+    assert torch.equal(found[0], new)
+    assert torch.equal(copied.at((2, 5), new.device), old)
 
 
 def test_evaluation_keeps_no_masks():
