@@ -1,8 +1,8 @@
 """Neurons that a run grew, in a folder of their own: neuron_adapter.safetensors and neuron_adapter.json.
 
 A neuron is known by its content: `detach_neurons` looks for the adapter's neurons bit for bit. So the model holds no record of
-adapters, and stays a plain model, merged from the first moment. The JSON holds digests of the base's tensors, so that an adapter
-is put on no other base than its own.
+adapters, and stays a plain model, merged from the first moment. The JSON holds digests of the base's tensors: an adapter is
+put on no other base than its own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def save_neurons(model: nn.Module, folder: str | os.PathLike[str], base: Adapter
     index = {
         "format": FORMAT,
         "neurons": {name: count for name, count in counts.items() if count},
-        "base": {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "tensors"},
+        "base": {
+            field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "tensors"
+        },
         "modules": sorted(modules),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -117,8 +119,8 @@ def attach_neurons(model: nn.Module, folder: str | os.PathLike[str], *, modules:
             several adapters with a classifier only one can have its own in place.
 
     Raises:
-        ValueError: files that are damaged or no adapter; another base, by the names of what differs; an adapter that is attached
-            already; another adapter's classifier in place. The model is unchanged then.
+        ValueError: files that are damaged or no adapter; another base, by the names of what differs; an adapter that is
+            attached already; another adapter's classifier in place. The model is unchanged then.
         RuntimeError: a DropIn watches the model.
     """
     adapter = read_adapter(folder)
@@ -155,8 +157,8 @@ def detach_neurons(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     total = sum(adapter.counts.values())
     if missing or slots.keys() != adapter.counts.keys():
         raise ValueError(
-            f"{missing} of the {total} neurons of {folder} are not in {type(model).__name__} as they were saved: the adapter is "
-            f"not attached, or the model was trained since; take the base and attach what belongs to it"
+            f"{missing} of the {total} neurons of {folder} are not in {type(model).__name__} as they were saved: the adapter "
+            f"is not attached, or the model was trained since; take the base and attach what belongs to it"
         )
     own, other = tensors_of(model), list[str]()
     for name, value in adapter.modules.items():
@@ -164,7 +166,9 @@ def detach_neurons(model: nn.Module, folder: str | os.PathLike[str]) -> int:
             other.append(name)
     if other:
         logger.warning("%s is not that of %s, and stays as it is", _named(other), folder)
-    take_out_neurons(model, adapter.base.widths, {name: [s for s in found if s is not None] for name, found in slots.items()})
+    take_out_neurons(
+        model, adapter.base.widths, {name: [s for s in found if s is not None] for name, found in slots.items()}
+    )
     if not other:
         _write(model, {name: adapter.base.tensors[name] for name in adapter.modules})
     return total
@@ -188,7 +192,9 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     if form != FORMAT:
         raise ValueError(f"{path} has format {form!r}, this version reads {FORMAT}")
     if hashlib.sha256(data).hexdigest() != index.get("sha256"):
-        raise ValueError(f"{Path(folder) / TENSOR_FILE} is damaged, or of another save than {INDEX_FILE}; save the adapter again")
+        raise ValueError(
+            f"{Path(folder) / TENSOR_FILE} is damaged, or of another save than {INDEX_FILE}; save the adapter again"
+        )
     try:
         tensors = load(data)
         modules = {name: tensors.pop(name) for name in index["modules"]}
@@ -212,10 +218,14 @@ def _require_sites(base: AdapterBase, model: nn.Module, whose: str) -> None:
         )
     for name, site in sites.items():
         if site.width < base.widths[name]:
-            raise ValueError(f"{whose} {base.widths[name]} neurons in {name!r}, the model has {site.width}: another base")
+            raise ValueError(
+                f"{whose} {base.widths[name]} neurons in {name!r}, the model has {site.width}: another base"
+            )
         kind = type(site.activation).__name__
         if kind != base.activations[name]:
-            raise ValueError(f"{whose} the activation {base.activations[name]} in {name!r}, the model has {kind}: another base")
+            raise ValueError(
+                f"{whose} the activation {base.activations[name]} in {name!r}, the model has {kind}: another base"
+            )
 
 
 def _require_base(adapter: Adapter, model: nn.Module, folder: Any) -> None:
@@ -236,7 +246,9 @@ def _require_base(adapter: Adapter, model: nn.Module, folder: Any) -> None:
                 f"attach the neurons, and cast the model then"
             )
         if shape != list(value.shape):
-            raise ValueError(f"{folder} holds {name!r} of shape {tuple(value.shape)}, the model's is {tuple(shape)}: another base")
+            raise ValueError(
+                f"{folder} holds {name!r} of shape {tuple(value.shape)}, the model's is {tuple(shape)}: another base"
+            )
     if lacking := [name for name, tensor in own.items() if id(tensor) in expected and name not in adapter.slices]:
         raise ValueError(f"{folder} lacks {_named(lacking)}, which belongs to the model's neurons: another base")
     differing = base.differences(model)
@@ -260,12 +272,16 @@ def _require_exchangeable(adapter: Adapter, model: nn.Module, exchanged: Mapping
             f"modules=False to attach the neurons alone, or detach the other adapter"
         )
     logger.warning(
-        "%s is another than the base of %s had, as a new head is; detach_neurons will put that base's back", _named(other), folder
+        "%s is another than the base of %s had, as a new head is; detach_neurons will put that base's back",
+        _named(other),
+        folder,
     )
 
 
 def _parts(model: nn.Module, counts: Mapping[str, int]) -> list[tuple[Any, int]]:
-    return [(part, counts[name]) for name, site in adaptable_sites(model).items() if name in counts for part in site.slices]
+    return [
+        (part, counts[name]) for name, site in adaptable_sites(model).items() if name in counts for part in site.slices
+    ]
 
 
 @torch.no_grad()

@@ -163,12 +163,16 @@ def whole_tensors(model: nn.Module, modules: Sequence[str], sites: Mapping[str, 
         shared = [names for names in aliases.values() if any(f"{name}.".startswith(f"{module}.") for name in names)]
         for names in shared:
             if not all(f"{name}.".startswith(f"{module}.") for name in names):
-                raise ValueError(f"modules names {module!r}, which shares a weight with others ({', '.join(names)}): untie them")
+                raise ValueError(
+                    f"modules names {module!r}, which shares a weight with others ({', '.join(names)}): untie them"
+                )
         if not held:
             raise ValueError(f"modules names {module!r}, but the model has no such module or parameter with weights")
         inside = sorted({neurons[id(value)] for value in held.values() if id(value) in neurons})
         if inside:
-            raise ValueError(f"modules names {module!r}, which holds the neurons of {inside[:SHOWN]}; name other modules")
+            raise ValueError(
+                f"modules names {module!r}, which holds the neurons of {inside[:SHOWN]}; name other modules"
+            )
         found += [name for name in held if name not in found]
     return found
 
@@ -182,8 +186,8 @@ def only_new_neurons(
 ) -> AdapterBase:
     """Freezes all of `model` but the layers in which neurons are to grow, and returns what the model was before.
 
-    In these layers `DropInConfig(freeze_existing=True)`, as in `DropInConfig.adapter`, sees to it that no old neuron learns. Call
-    this before DropIn, the callback or Trainer gets the model.
+    In these layers `DropInConfig(freeze_existing=True)`, as in `DropInConfig.adapter`, sees to it that no old neuron learns.
+    Call this before DropIn, the callback or Trainer gets the model.
 
     Args:
         layers: where neurons may grow, as in DropInConfig, which must name the same; None for all.
@@ -263,7 +267,7 @@ def put_neurons(
     names = {id(tensor): name for name, tensor in tensors_of(model).items()}
     free = {name: _free(site, widths[name]) for name, site in sites.items()}
     short = {name: max(0, count - len(free[name])) for name, count in counts.items()}
-    changes = {}
+    changes = dict[str, tuple[Site, Tensor, int]]()
     for name in counts:
         group = _with_same_width(model, [sites[name]])
         added = max(short.get(each.name, 0) for each in group)
