@@ -2,9 +2,9 @@
 
     python examples/adapt_to_a_new_attack.py out/model /data/new --old /data/ASVspoof2019 --output adapter
 
-Corpora have the layout of ASVspoof 2019 LA here; `hf-neuroplastic adapt` does the same for any layout, and chooses the weights on
-dev. Training takes the new attack and, with --old, as many recordings of what the detector knows. Everything else stays bit for bit
-what it was: the last column, after the neurons were taken out, is the first.
+Corpora have the layout of ASVspoof 2019 LA here; `hf-neuroplastic adapt` does the same for any layout, and chooses the weights
+on dev. Training takes the new attack and, with --old, as many recordings of what the detector knows. All else stays bit for
+bit what it was: the last figure, after the neurons were taken out, is the first.
 """
 
 import argparse

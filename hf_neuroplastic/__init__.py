@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .huggingface.saved_keys import accept_saved_keys
     from .neurons.config import DropInConfig
     from .neurons.dropin import DropIn, unpatch
-    from .neurons.operate.adapters import AdapterBase, only_new_neurons
+    from .neurons.operate.adapter_base import AdapterBase, only_new_neurons
+    from .neurons.operate.adapter_optimizer import new_neuron_optimizer
     from .neurons.operate.growth import grow
     from .neurons.operate.resize import compact, reserve
     from .neurons.schedules import Constant, Cosine, OneOff
@@ -41,6 +42,7 @@ __all__ = [
     "grow",
     "last_whole_checkpoint",
     "load_side_files",
+    "new_neuron_optimizer",
     "only_new_neurons",
     "reserve",
     "resume_dropin",
@@ -65,7 +67,8 @@ _HOMES = {
     "huggingface.saved_keys": ("accept_saved_keys",),
     "neurons.config": ("DropInConfig",),
     "neurons.dropin": ("DropIn", "unpatch"),
-    "neurons.operate.adapters": ("AdapterBase", "only_new_neurons"),
+    "neurons.operate.adapter_base": ("AdapterBase", "only_new_neurons"),
+    "neurons.operate.adapter_optimizer": ("new_neuron_optimizer",),
     "neurons.operate.growth": ("grow",),
     "neurons.operate.resize": ("compact", "reserve"),
     "neurons.schedules": ("Constant", "Cosine", "OneOff"),

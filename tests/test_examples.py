@@ -81,7 +81,7 @@ def test_adapt_to_a_new_attack(tmp_path, monkeypatch, capsys):
 
     size = {"train": 8, "dev": 4, "eval": 8}
     old = write_corpus(tmp_path / "old", utterances=size)
-    new = write_corpus(tmp_path / "new", utterances=size, attacks=dict.fromkeys(size, ["A04"]), seed=1)
+    new = write_corpus(tmp_path / "new", utterances=size, attacks={split: ["A04"] for split in size}, seed=1)
     save_detector("ast", tmp_path / "model")
     arguments = [str(tmp_path / "model"), str(new), "--old", str(old), "--output", str(tmp_path / "adapter")]
     arguments += ["--steps", "4", "--seconds", "0.5", "--neurons", "8"]

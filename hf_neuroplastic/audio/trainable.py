@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..neurons.operate.adapters import only_new_neurons
+from ..neurons.operate.adapter_base import only_new_neurons
 
 HEADS = ("classifier", "projector", "layer_weights", "layernorm_classifier")  # of transformers' audio classifiers
 FRONT = ("feature_extractor", "embeddings", "conv1", "conv2", "feature_projection")

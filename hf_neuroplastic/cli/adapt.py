@@ -95,7 +95,7 @@ def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[st
     from ..audio.trainable import head_of
     from ..audio.training import detector_file_of, fine_tune, require_both_classes, require_trainable
     from ..huggingface.neuron_adapters import save_neurons
-    from ..neurons.operate.adapters import AdapterBase
+    from ..neurons.operate.adapter_base import AdapterBase
 
     quiet()
     network, extractor = load_detector(model)

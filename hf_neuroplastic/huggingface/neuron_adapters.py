@@ -20,17 +20,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..neurons.operate.adapter_base import SHOWN, AdapterBase, adaptable_sites, tensors_of
 from ..neurons.operate.adapters import (
-    SHOWN,
-    AdapterBase,
-    adaptable_sites,
     grown_neurons,
     put_neurons,
     require_operable,
     require_room,
     slots_of,
     take_out_neurons,
-    tensors_of,
 )
 from .checkpoint import write_whole
 

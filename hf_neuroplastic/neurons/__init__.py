@@ -2,7 +2,8 @@
 
 from .config import DropInConfig
 from .dropin import DropIn, unpatch
-from .operate.adapters import AdapterBase, only_new_neurons
+from .operate.adapter_base import AdapterBase, only_new_neurons
+from .operate.adapter_optimizer import new_neuron_optimizer
 from .operate.growth import grow
 from .operate.resize import compact, reserve
 from .schedules import Constant, Cosine, OneOff
@@ -16,6 +17,7 @@ __all__ = [
     "OneOff",
     "compact",
     "grow",
+    "new_neuron_optimizer",
     "only_new_neurons",
     "reserve",
     "unpatch",

@@ -27,7 +27,7 @@ def _run(*arguments):
 def corpora(tmp_path_factory):
     home = tmp_path_factory.mktemp("data")
     write_corpus(home / "old", utterances=SIZE)
-    write_corpus(home / "new", utterances=SIZE, attacks=dict.fromkeys(SIZE, ["A04"]), seed=1)
+    write_corpus(home / "new", utterances=SIZE, attacks={split: ["A04"] for split in SIZE}, seed=1)
     return home
 
 

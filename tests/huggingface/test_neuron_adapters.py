@@ -263,10 +263,10 @@ def test_running_statistics_are_saved_where_they_are_named(tmp_path):
     model = tiny_model("conformer")
     stock, before = copy.deepcopy(model), snapshot(model)
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]
+    other = copy.deepcopy(model)
+    base = only_new_neurons(other)
+    trainer_of(tmp_path, "conformer", model=other, config=ADAPTER)[0].train()
     with pytest.raises(ValueError, match=r"running_mean.*is not what the base had"):
-        other = copy.deepcopy(model)
-        base = only_new_neurons(other)
-        trainer_of(tmp_path, "conformer", model=other, config=ADAPTER)[0].train()
         save_neurons(other, tmp_path / "a", base)
     base = only_new_neurons(model, modules=norms)
     trainer_of(tmp_path, "conformer", model=model, config=ADAPTER)[0].train()
@@ -337,7 +337,7 @@ def test_an_optimizer_that_decays_frozen_neurons_is_refused_before_it_does(dtype
     model = tiny_mlp()
     dropin = DropIn(model, ADAPTER, total_steps=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
-    with pytest.raises(ValueError, match="SGD has weight_decay=0.1"):
+    with pytest.raises(ValueError, match=r"SGD has weight_decay=0.1 for"):
         dropin.step(optimizer)
 
 
@@ -496,7 +496,7 @@ def test_another_base_is_refused_by_name_before_anything_changes(case, tmp_path)
 def test_neurons_that_learnt_further_or_are_not_there_are_not_taken_out(tmp_path):
     model = tiny_model("wav2vec2")
     adapter_of(model, tmp_path / "a")
-    with pytest.raises(ValueError, match="6 of the 6 neurons of .* the adapter is not attached"):
+    with pytest.raises(ValueError, match=r"6 of the 6 neurons of .* the adapter is not attached"):
         detach_neurons(model, tmp_path / "a")
     attach_neurons(model, tmp_path / "a")
     with pytest.raises(ValueError, match="in the model already"):
@@ -504,7 +504,7 @@ def test_neurons_that_learnt_further_or_are_not_there_are_not_taken_out(tmp_path
     with torch.no_grad():
         model.wav2vec2.encoder.layers[1].feed_forward.output_dense.weight[0, 25] += 1e-6
     before = snapshot(model)
-    with pytest.raises(ValueError, match="1 of the 6 neurons of .* was trained since"):
+    with pytest.raises(ValueError, match=r"1 of the 6 neurons of .* was trained since"):
         detach_neurons(model, tmp_path / "a")
     assert same_state(model, before)
 
@@ -523,7 +523,7 @@ def test_damaged_files_are_refused(name, harm, tmp_path):
     else:
         path.write_bytes((tmp_path / "b" / name).read_bytes())
     before = snapshot(model)
-    with pytest.raises(ValueError, match="is no neuron adapter|damaged"):
+    with pytest.raises(ValueError, match=r"is no neuron adapter|damaged"):
         attach_neurons(model, tmp_path / "a")
     assert same_state(model, before)
 
