@@ -54,6 +54,11 @@ def head_of(model: nn.Module) -> set[str]:
     return named
 
 
+def moving_norms(model: nn.Module) -> list[str]:
+    """Names of the modules whose running statistics move in training, though nothing learns."""
+    return [name for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None]
+
+
 def encoder_layers(model: nn.Module) -> list[nn.Module]:
     """The encoder's layers, first to last: the longest ModuleList outside the front end and the decoder."""
     lists = [

@@ -92,7 +92,7 @@ def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[st
     from ..audio.detector import load_detector, read_window
     from ..audio.recipe import write_yaml
     from ..audio.results import results_of, write_json
-    from ..audio.trainable import head_of
+    from ..audio.trainable import head_of, moving_norms
     from ..audio.training import detector_file_of, fine_tune, require_both_classes, require_trainable
     from ..huggingface.neuron_adapters import save_neurons
     from ..neurons.operate.adapter_base import AdapterBase
@@ -102,7 +102,8 @@ def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[st
     known = read_window(Path(model), extractor)
     recipe = replace(recipe, seconds=known.seconds)
     require_trainable(network, recipe)
-    base = AdapterBase.of(network, modules=sorted(head_of(network)) if recipe.freeze == "base" else ())
+    head = sorted(head_of(network)) if recipe.freeze == "base" else []
+    base = AdapterBase.of(network, modules=[*head, *moving_norms(network)])
     with bars(output / LOG) as report:
         taught = load_splits(
             read | {"data": [*places["new"], *places["rehearsed"]]}, ("train", "dev"), recipe.workers, report

@@ -29,6 +29,7 @@ from ..neurons.operate.adapters import (
     slots_of,
     take_out_neurons,
 )
+from ..neurons.sites import require_whole_site
 from .checkpoint import write_whole
 
 TENSOR_FILE, INDEX_FILE = "neuron_adapter.safetensors", "neuron_adapter.json"
@@ -214,6 +215,7 @@ def _require_sites(base: AdapterBase, model: nn.Module, whose: str) -> None:
             f"only: {_named(differing)}. Give the model of class {base.kind} that was trained, not a wrapped one"
         )
     for name, site in sites.items():
+        require_whole_site(site)
         if site.width < base.widths[name]:
             raise ValueError(
                 f"{whose} {base.widths[name]} neurons in {name!r}, the model has {site.width}: another base"

@@ -38,11 +38,22 @@ def detector(request, tmp_path_factory):
     return folder
 
 
-def _same(first, second):
+def _same(first, second, widths=True):
     models = [AutoModelForAudioClassification.from_pretrained(folder) for folder in (first, second)]
     states = [model.state_dict() for model in models]
-    assert models[0].config.intermediate_size == models[1].config.intermediate_size
+    assert not widths or models[0].config.intermediate_size == models[1].config.intermediate_size
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_running_statistics_belong_to_the_adapter(corpora, tmp_path):
+    detector = save_detector("conformer", tmp_path / "conformer")
+    write_detector(detector, DetectorFile(0.5))
+    out = tmp_path / "out"
+    result = _run(detector, "--data", corpora / "new", *SHORT, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert not _same(out / "model", detector, widths=False)
+    assert _run(out / "model", "--undo", out / "adapter", "--output", tmp_path / "undone").exit_code == 0
+    assert _same(tmp_path / "undone" / "model", detector)
 
 
 @pytest.mark.parametrize("options", [(), ("--classifier", "--method", "adamw")])

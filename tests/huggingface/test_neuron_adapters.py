@@ -556,3 +556,19 @@ def test_a_base_that_cannot_be_one_is_refused_and_left_as_it_is(make, options, w
     assert [parameter.requires_grad for parameter in model.parameters()] == learns
     with pytest.raises(RuntimeError, match="before DropIn"):
         only_new_neurons(_watched())
+
+
+def test_layers_may_have_grown_by_different_numbers_and_neurons_may_be_alike(tmp_path):
+    model = tiny_model("wav2vec2").eval()
+    before, grown = snapshot(model), copy.deepcopy(model)
+    teach(grown, None, 4, layers=[find_sites(model)[0].name])
+    with torch.no_grad():
+        for part in find_sites(grown)[1].slices:  # two alike, in slots that were in reserve
+            part.tensor.narrow(part.dim, 25, 2).fill_(0.1)
+    assert save_neurons(grown, tmp_path / "a", model) == 6
+    attach_neurons(model, tmp_path / "a")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tiny_batch("wav2vec2")).logits, grown(**tiny_batch("wav2vec2")).logits)
+    assert model.config.intermediate_size == 28
+    detach_neurons(model, tmp_path / "a")
+    assert same_state(model, before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..observe.hooks import is_watched
-from ..sites import Site, find_sites, inert_slots, require_ability, select_sites
+from ..sites import Site, find_sites, inert_slots, require_ability, require_whole_site, select_sites
 
 SHOWN = 3  # names in an error
 
@@ -51,6 +51,7 @@ class AdapterBase:
         Raises:
             ValueError: a model no layer of which can hold an adapter; a module that is not there, holds neurons of a site, or
                 shares a weight with the rest of the model.
+            TypeError: sharded, quantised or recomputed weights.
         """
         sites = adaptable_sites(model)
         if not sites:
@@ -58,6 +59,8 @@ class AdapterBase:
                 f"{type(model).__name__} has no feed-forward layer that could hold neurons of an adapter: its layers' widths "
                 f"are fixed, or layers share their weights with other sites"
             )
+        for site in sites.values():
+            require_whole_site(site)
         reserve = {name: inert_slots(site).nonzero().flatten().tolist() for name, site in sites.items()}
         config = getattr(model, "config", None)
         base = cls(
