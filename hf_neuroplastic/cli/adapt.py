@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from .console import MAIN, Report, bars, console, one_line_errors, quiet
 from .loading import DEFAULTS, FORMATS, load_splits
+from .train import require_same_run
 
 RESULTS, RECIPE, LOG, ADAPTER, MODEL = "results.json", "recipe.yaml", "adapt.log", "adapter", "model"
 BASE = "base"  # folder in the adapter's with what stood beside the base's weights
@@ -47,10 +48,13 @@ def adapt(
     labels: Annotated[str | None, typer.Option(help="What a table's labels mean, such as 0=bonafide,1=spoof.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that check and load audio.")] = 0,
     on_error: Annotated[str, typer.Option(help="Corrupt or empty audio files: raise or skip.")] = "raise",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint in the output.")
+    ] = False,
 ) -> None:
     """Teach a detector a new attack by new neurons alone, and show what was won and what was forgotten."""
     with one_line_errors():
-        if MAIN and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if MAIN and not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{output} is not empty; choose another --output")
         if undo is not None:
             if data or rehearse or measure:
@@ -83,10 +87,12 @@ def adapt(
         recipe = Recipe(**settings, dropin=DropInConfig.adapter(neurons, interval=interval, seed=seed))
         read = DEFAULTS | {"format": format, "columns": columns, "labels": labels, "on_error": on_error}
         places = {"new": data, "rehearsed": rehearse or [], "measured": measure or []}
-        _adapt(model, output, places, read, recipe)
+        _adapt(model, output, places, read, recipe, resume)
 
 
-def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[str, Any], recipe: Any) -> None:
+def _adapt(
+    model: str, output: Path, places: dict[str, list[str]], read: dict[str, Any], recipe: Any, resume: bool
+) -> None:
     from dataclasses import replace
 
     from ..audio.detector import load_detector, read_window
@@ -101,6 +107,12 @@ def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[st
     network, extractor = load_detector(model)
     known = read_window(Path(model), extractor)
     recipe = replace(recipe, seconds=known.seconds)
+    described = {"model": model, **places, **read, **recipe.to_dict()}
+    if resume:
+        require_same_run(output, described)
+        if (output / RESULTS).exists():
+            console.print(f"this run is finished: {escape(str(output / RESULTS))} holds what it came to")
+            return
     require_trainable(network, recipe)
     head = sorted(head_of(network)) if recipe.freeze == "base" else []
     base = AdapterBase.of(network, modules=[*head, *moving_norms(network)])
@@ -117,18 +129,20 @@ def _adapt(model: str, output: Path, places: dict[str, list[str]], read: dict[st
         before = _scored(network, extractor, trials, recipe, report, "before")
         if MAIN:
             output.mkdir(parents=True, exist_ok=True)
-            write_yaml(output / RECIPE, {"model": model, **places, **recipe.to_dict()})
+            write_yaml(output / RECIPE, described)
         network, run = fine_tune(
             network,
             extractor,
             taught["train"],
             taught.get("dev"),
             recipe,
+            output=output,
+            resume=resume,
             log=report.log,
             progress=lambda done, total: report(recipe.method, done, total),
         )
         if run.interrupted:
-            report.say(f"interrupted after step {run.steps} of {recipe.steps}; nothing is kept")
+            report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
             raise typer.Exit(130)
         if not MAIN:
             return

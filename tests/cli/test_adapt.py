@@ -1,6 +1,10 @@
 """`adapt`: a new attack learnt by new neurons, tables before and after, the adapter apart, and the way back."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from hf_neuroplastic import attach_neurons
 from hf_neuroplastic.audio import write_corpus
 from hf_neuroplastic.audio.detector_file import DetectorFile, read_detector, write_detector
 from hf_neuroplastic.audio.recipe import Recipe
+from hf_neuroplastic.audio.watch import Watch
 from hf_neuroplastic.cli import app
 from hf_neuroplastic.neurons.config import DropInConfig
 
@@ -78,6 +83,42 @@ def test_a_new_attack_is_learnt_by_new_neurons_that_can_be_taken_out(options, co
     assert "18 neurons are taken out" in result.output
     assert _same(tmp_path / "undone" / "model", detector)
     assert read_detector(tmp_path / "undone" / "model") == read_detector(detector)
+
+
+def test_an_interrupted_run_is_resumed(corpora, detector, tmp_path, monkeypatch):
+    common = (detector, "--data", corpora / "new", *SHORT, "--eval-every", 1)
+    assert _run(*common, "--output", tmp_path / "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        whole_step = Watch.on_step_end
+
+        def interrupt(self, args, state, control, **_):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            whole_step(self, args, state, control)
+
+        patch.setattr(Watch, "on_step_end", interrupt)
+        assert _run(*common, "--output", tmp_path / "cut").exit_code == 130
+    assert not (tmp_path / "cut" / "adapter").exists()
+    result = _run(*common, "--output", tmp_path / "cut", "--resume", "--neurons", 9)
+    assert "dropin was" in result.output
+    result = _run(*common, "--output", tmp_path / "cut", "--resume")
+    assert result.exit_code == 0, result.output
+    first, second = (tmp_path / name / "adapter" / "neuron_adapter.safetensors" for name in ("whole", "cut"))
+    assert first.read_bytes() == second.read_bytes()
+    assert "this run is finished" in _run(*common, "--output", tmp_path / "cut", "--resume").output
+
+
+def test_two_processes_adapt_alike(corpora, tmp_path):
+    detector = save_detector("ast", tmp_path / "ast")
+    write_detector(detector, DetectorFile(0.5))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--data", corpora / "new", *SHORT, "--output", tmp_path / "o"]
+    command = [*launch, "-m", "hf_neuroplastic", "adapt", detector, *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("18 new neurons") == 1
+    model = AutoModelForAudioClassification.from_pretrained(detector)
+    assert attach_neurons(model, tmp_path / "o" / "adapter") == 18
 
 
 def test_a_corpus_may_be_measured_only(corpora, detector, tmp_path):
