@@ -1,4 +1,4 @@
-"""Neurons that a run grew, in a folder of their own: neuron_adapter.safetensors and neuron_adapter.json.
+"""Neurons that a run grew, kept in a folder of their own, put on their base, and taken out again.
 
 A neuron is known by its content: `detach_neurons` looks for the adapter's neurons bit for bit. So the model holds no record of
 adapters, and stays a plain model, merged from the first moment. The JSON holds digests of the base's tensors: an adapter is
@@ -7,17 +7,13 @@ put on no other base than its own.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..neurons.operate.adapter_base import SHOWN, AdapterBase, adaptable_sites, tensors_of
@@ -30,21 +26,9 @@ from ..neurons.operate.adapters import (
     take_out_neurons,
 )
 from ..neurons.sites import require_whole_site
-from .checkpoint import write_whole
+from .neuron_adapter_files import INDEX_FILE, Adapter, read_adapter, write_adapter
 
-TENSOR_FILE, INDEX_FILE = "neuron_adapter.safetensors", "neuron_adapter.json"
-FORMAT = 1
-BASE = "base/"  # before the names of the base's own values of modules that the adapter exchanges
 logger = logging.getLogger(__name__)
-
-
-class Adapter(NamedTuple):
-    """The content of a folder: `counts` of neurons by site, their `slices` by name of the tensor, and `modules` as a whole."""
-
-    base: AdapterBase
-    counts: dict[str, int]
-    slices: dict[str, Tensor]
-    modules: dict[str, Tensor]
 
 
 def save_neurons(model: nn.Module, folder: str | os.PathLike[str], base: AdapterBase | nn.Module) -> int:
@@ -88,19 +72,7 @@ def save_neurons(model: nn.Module, folder: str | os.PathLike[str], base: Adapter
     for name, value in (slices | modules).items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name!r} holds values that are not finite; training diverged, and nothing is saved")
-    data = save(slices | modules | {f"{BASE}{name}": value.contiguous() for name, value in base.tensors.items()})
-    index = {
-        "format": FORMAT,
-        "neurons": {name: count for name, count in counts.items() if count},
-        "base": {
-            field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "tensors"
-        },
-        "modules": sorted(modules),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / TENSOR_FILE, data)
-    write_whole(folder / INDEX_FILE, json.dumps(index, indent=1, allow_nan=False).encode())
+    write_adapter(folder, Adapter(base, {name: count for name, count in counts.items() if count}, slices, modules))
     return sum(counts.values())
 
 
@@ -122,13 +94,14 @@ def attach_neurons(model: nn.Module, folder: str | os.PathLike[str], *, modules:
         RuntimeError: a DropIn watches the model.
     """
     adapter = read_adapter(folder)
+    exchanged = adapter.modules if modules else {}
     require_operable(model)
+    _require_shapes(adapter, model, exchanged, folder)
     _require_base(adapter, model, folder)
     sites = adaptable_sites(model)
     require_room(model, [sites[name] for name in adapter.counts])
     if all(slot is not None for slots in slots_of(model, adapter.counts, adapter.slices).values() for slot in slots):
         raise ValueError(f"the neurons of {folder} are in the model already; detach_neurons takes them out")
-    exchanged = adapter.modules if modules else {}
     _require_exchangeable(adapter, model, exchanged, folder)
     put_neurons(model, adapter.base.widths, adapter.counts, adapter.slices)
     _write(model, exchanged)
@@ -149,7 +122,7 @@ def detach_neurons(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     """
     adapter = read_adapter(folder)
     require_operable(model)
-    _require_sites(adapter.base, model, f"the base of {folder} has")
+    _require_shapes(adapter, model, {}, folder)
     slots = slots_of(model, adapter.counts, adapter.slices)
     missing = sum(slot is None for found in slots.values() for slot in found)
     total = sum(adapter.counts.values())
@@ -158,10 +131,8 @@ def detach_neurons(model: nn.Module, folder: str | os.PathLike[str]) -> int:
             f"{missing} of the {total} neurons of {folder} are not in {type(model).__name__} as they were saved: the adapter "
             f"is not attached, or the model was trained since; take the base and attach what belongs to it"
         )
-    own, other = tensors_of(model), list[str]()
-    for name, value in adapter.modules.items():
-        if not torch.equal(own[name].detach().cpu(), value.to(own[name].dtype)):
-            other.append(name)
+    own = tensors_of(model)
+    other = [name for name, value in adapter.modules.items() if not _equal(own.get(name), value)]
     if other:
         logger.warning("%s is not that of %s, and stays as it is", _named(other), folder)
     take_out_neurons(
@@ -170,39 +141,6 @@ def detach_neurons(model: nn.Module, folder: str | os.PathLike[str]) -> int:
     if not other:
         _write(model, {name: adapter.base.tensors[name] for name in adapter.modules})
     return total
-
-
-def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """The adapter in `folder`.
-
-    Raises:
-        ValueError: files that are absent, damaged, of two saves, or of another format.
-    """
-    path = Path(folder) / INDEX_FILE
-    try:
-        index = json.loads(path.read_bytes())
-        data = (Path(folder) / TENSOR_FILE).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{folder} is no neuron adapter: {error.filename} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    form = index.get("format") if isinstance(index, dict) else None
-    if form != FORMAT:
-        raise ValueError(f"{path} has format {form!r}, this version reads {FORMAT}")
-    if hashlib.sha256(data).hexdigest() != index.get("sha256"):
-        raise ValueError(
-            f"{Path(folder) / TENSOR_FILE} is damaged, or of another save than {INDEX_FILE}; save the adapter again"
-        )
-    try:
-        tensors = load(data)
-        modules = {name: tensors.pop(name) for name in index["modules"]}
-        base = AdapterBase(**index["base"], tensors={name: tensors.pop(f"{BASE}{name}") for name in modules})
-        counts = {str(name): int(count) for name, count in index["neurons"].items()}
-        if not counts or min(counts.values()) < 1 or not counts.keys() <= base.widths.keys():
-            raise ValueError(f"neurons are {index['neurons']}")
-    except Exception as error:  # safetensors has an error class of its own
-        raise ValueError(f"{path} is damaged: {error!r}") from None
-    return Adapter(base, counts, tensors, modules)
 
 
 def _require_sites(base: AdapterBase, model: nn.Module, whose: str) -> None:
@@ -227,29 +165,34 @@ def _require_sites(base: AdapterBase, model: nn.Module, whose: str) -> None:
             )
 
 
+def _require_shapes(adapter: Adapter, model: nn.Module, whole: Mapping[str, Tensor], folder: Any) -> None:
+    """Raises ValueError unless the adapter's slices, and the tensors `whole`, are of the model's shapes."""
+    _require_sites(adapter.base, model, f"the base of {folder} has")
+    own, sites = tensors_of(model), adaptable_sites(model)
+    shapes = {name: list(tensor.shape) for name, tensor in own.items() if name in whole}
+    names = {id(tensor): name for name, tensor in own.items()}
+    for site, count in adapter.counts.items():
+        for part in sites[site].slices:
+            shapes[names[id(part.tensor)]] = [
+                count if dim == part.dim else size for dim, size in enumerate(part.tensor.shape)
+            ]
+    held = {name: list(value.shape) for name, value in (adapter.slices | dict(whole)).items()}
+    for name in {**shapes, **held}:
+        if shapes.get(name) != held.get(name):
+            raise ValueError(
+                f"{folder} holds {name!r} of shape {held.get(name)}, and the model needs {shapes.get(name)}: another base"
+            )
+
+
 def _require_base(adapter: Adapter, model: nn.Module, folder: Any) -> None:
-    """Raises ValueError unless `model` is the adapter's base, perhaps with other adapters."""
-    base = adapter.base
-    _require_sites(base, model, f"the base of {folder} has")
-    own = tensors_of(model)
-    expected = {id(part.tensor): (part.dim, count) for part, count in _parts(model, adapter.counts)}
-    for name, value in (adapter.slices | adapter.modules).items():
-        if name not in own:
-            raise ValueError(f"{folder} holds {name!r}, which the model lacks: another base")
-        shape, cut = list(own[name].shape), expected.get(id(own[name]))
-        if cut is not None:
-            shape[cut[0]] = cut[1]
+    """Raises ValueError unless the model's weights are those of the adapter's base, perhaps with other adapters."""
+    base, own = adapter.base, tensors_of(model)
+    for name, value in adapter.slices.items():
         if own[name].dtype != value.dtype:
             raise ValueError(
                 f"{folder} holds {name!r} in {value.dtype}, the model in {own[name].dtype}: load the base in {value.dtype}, "
                 f"attach the neurons, and cast the model then"
             )
-        if shape != list(value.shape):
-            raise ValueError(
-                f"{folder} holds {name!r} of shape {tuple(value.shape)}, the model's is {tuple(shape)}: another base"
-            )
-    if lacking := [name for name, tensor in own.items() if id(tensor) in expected and name not in adapter.slices]:
-        raise ValueError(f"{folder} lacks {_named(lacking)}, which belongs to the model's neurons: another base")
     differing = base.differences(model)
     if differing:
         named = getattr(getattr(model, "config", None), "_name_or_path", "") or "the model"
@@ -262,7 +205,7 @@ def _require_base(adapter: Adapter, model: nn.Module, folder: Any) -> None:
 def _require_exchangeable(adapter: Adapter, model: nn.Module, exchanged: Mapping[str, Tensor], folder: Any) -> None:
     """Raises ValueError where modules to be exchanged are another adapter's; says where they are a new head's."""
     own = tensors_of(model)
-    other = [name for name in exchanged if not torch.equal(own[name].detach().cpu(), adapter.base.tensors[name])]
+    other = [name for name in exchanged if not _equal(own[name], adapter.base.tensors[name])]
     if not other:
         return
     if any(grown_neurons(model, adapter.base)[0].values()):
@@ -277,10 +220,8 @@ def _require_exchangeable(adapter: Adapter, model: nn.Module, exchanged: Mapping
     )
 
 
-def _parts(model: nn.Module, counts: Mapping[str, int]) -> list[tuple[Any, int]]:
-    return [
-        (part, counts[name]) for name, site in adaptable_sites(model).items() if name in counts for part in site.slices
-    ]
+def _equal(own: Tensor | None, value: Tensor) -> bool:
+    return own is not None and torch.equal(own.detach().cpu(), value.to(own.dtype))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from hf_neuroplastic import (
     reserve,
     save_neurons,
 )
-from hf_neuroplastic.huggingface.neuron_adapters import INDEX_FILE, TENSOR_FILE
+from hf_neuroplastic.huggingface.neuron_adapter_files import INDEX_FILE, TENSOR_FILE
 from hf_neuroplastic.neurons.sites import find_sites
 
 
@@ -490,6 +490,26 @@ def test_another_base_is_refused_by_name_before_anything_changes(case, tmp_path)
     assert same_state(model, before)
     with pytest.raises((ValueError, RuntimeError)):
         detach_neurons(model, tmp_path / "a")
+    assert same_state(model, before)
+
+
+def test_a_base_without_biases_is_another(tmp_path):
+    model, other = tiny_model("llama", mlp_bias=True), tiny_model("llama")
+    adapter_of(other, tmp_path / "a")
+    for work in (attach_neurons, detach_neurons):
+        with pytest.raises(ValueError, match=r"up_proj.bias' of shape None, and the model needs \[3\]: another base"):
+            work(model, tmp_path / "a")
+
+
+def test_a_head_of_another_size_may_stay(tmp_path):
+    model = tiny_model("ast").eval()
+    adapter_of(model, tmp_path / "a", classifier=True)
+    model.classifier.dense = nn.Linear(16, 5)
+    with pytest.raises(ValueError, match=r"classifier.dense.*\[2.*\[5.*another base"):
+        attach_neurons(model, tmp_path / "a")
+    before = snapshot(model)
+    attach_neurons(model, tmp_path / "a", modules=False)
+    detach_neurons(model, tmp_path / "a")
     assert same_state(model, before)
 
 

@@ -84,8 +84,8 @@ def slots_of(model: nn.Module, counts: Mapping[str, int], slices: Mapping[str, T
         for slot, content in enumerate(_rows(parts, lambda part: part.tensor.detach())):
             places.setdefault(content, []).append(slot)
         wanted = _rows(parts, lambda part: slices[names[id(part.tensor)]].to(part.tensor))
-        # Of neurons that are alike each has a slot of its own.
-        found[name] = [places[content].pop(0) if places.get(content) else None for content in wanted]
+        # Of neurons that are alike each has a slot of its own, the last ones first: these are not the base's.
+        found[name] = [places[content].pop() if places.get(content) else None for content in wanted]
     return found
 
 
