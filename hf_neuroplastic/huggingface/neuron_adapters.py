@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..neurons.operate.adapter_base import SHOWN, AdapterBase, adaptable_sites, tensors_of
 from ..neurons.operate.adapters import (
     grown_neurons,
+    outgoing_names,
     put_neurons,
     require_operable,
     require_room,
@@ -40,7 +41,8 @@ def save_neurons(model: nn.Module, folder: str | os.PathLike[str], base: Adapter
 
     The files hold incoming weights, biases and outgoing weights of the new neurons, the modules that learnt whole (see
     `AdapterBase.of`) with the base's own values of them, and the base's name and digests. They can be written while a DropIn
-    watches the model, and while it trains. An earlier adapter in `folder` is replaced.
+    watches the model, and while it trains. An earlier adapter in `folder` is replaced. Neurons none of which has learnt yet
+    are saved with a warning.
 
     Args:
         base: of `only_new_neurons` or `AdapterBase.of`, before the neurons grew; or a model that is the base.
@@ -72,6 +74,12 @@ def save_neurons(model: nn.Module, folder: str | os.PathLike[str], base: Adapter
     for name, value in (slices | modules).items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name!r} holds values that are not finite; training diverged, and nothing is saved")
+    if not any(bool(slices[name].any()) for name in outgoing_names(model) if name in slices):
+        logger.warning(
+            "the outgoing weights of all new neurons are still 0: the adapter in %s changes no output; train longer after the "
+            "growth, which comes at the end of each `interval`",
+            folder,
+        )
     write_adapter(folder, Adapter(base, {name: count for name, count in counts.items() if count}, slices, modules))
     return sum(counts.values())
 

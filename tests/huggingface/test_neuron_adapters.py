@@ -432,6 +432,18 @@ def test_no_grown_neuron_is_an_error_that_says_so(tmp_path):
         save_neurons(model, tmp_path / "a", base)
 
 
+def test_neurons_that_learnt_nothing_are_saved_with_a_word(tmp_path, caplog):
+    model = tiny_model("wav2vec2")
+    base = only_new_neurons(model)
+    trainer_of(tmp_path, model=model, config=DropInConfig.adapter(5))[0].train()  # 6 steps, growth at the last one
+    with caplog.at_level(logging.WARNING):
+        save_neurons(model, tmp_path / "a", base)
+    assert "outgoing weights of all new neurons are still 0" in caplog.text
+    caplog.clear()
+    adapter_of(tiny_model("wav2vec2"), tmp_path / "b")
+    assert not caplog.text
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     model = tiny_model("wav2vec2")

@@ -33,6 +33,12 @@ def grown_neurons(model: nn.Module, base: AdapterBase) -> tuple[dict[str, int], 
     return counts, slices
 
 
+def outgoing_names(model: nn.Module) -> list[str]:
+    """Names of the tensors with the outgoing weights of neurons."""
+    names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    return [names[id(part.tensor)] for site in adaptable_sites(model).values() for part in site.outgoing]
+
+
 def require_operable(model: nn.Module) -> None:
     """Raises RuntimeError or ValueError for a model whose widths cannot change now."""
     if is_watched(model):
