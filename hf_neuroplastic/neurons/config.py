@@ -66,7 +66,8 @@ class DropInConfig:
             with zero outgoing weights) or the weakest mature neurons go into reserve.
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
             bias are set to zero. Weight decay would move them all the same: an optimizer that decays these weights is
-            refused. All else of the model is left to the caller, see `only_new_neurons`.
+            refused, under Trainer before its first step, in a plain loop by the first DropIn.step. All else of the model is
+            left to the caller, see `only_new_neurons`.
         young_plasticity, old_plasticity: factors on NeuroPlastic's steps for the weights and bias of a neuron: what a neuron
             that DropIn has just made starts with, and what it ends with. The neurons the model came with are old. 0 freezes
             all but weight decay; 1 and 1 leave the optimizer alone.
