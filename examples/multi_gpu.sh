@@ -31,9 +31,8 @@ echo "== a loop of accelerate's, DDP, by torchrun and by accelerate launch"
 "${torchrun[@]}" "$loop" "${steps[@]}"
 "${accelerate[@]}" --multi_gpu "$loop" "${steps[@]}"
 
-echo "== the same loop, FSDP2, the optimizer alone"
-"${accelerate[@]}" --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy NO_WRAP "$loop" "${steps[@]}" \
-    --no-dropin
+echo "== the same loop, FSDP2"
+"${accelerate[@]}" --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy NO_WRAP "$loop" "${steps[@]}"
 
 echo "== a detector, DDP"
 "${torchrun[@]}" -m hf_neuroplastic train --model "$model" --data "$data" --output "$output" --seconds 1 "${steps[@]}"

@@ -84,3 +84,33 @@ def test_multi_gpu(tmp_path):
     assert done.stdout.count("2 processes, 4 steps: accuracy") == 3
     assert done.stdout.count("1 different networks") == 3
     assert (tmp_path / "out" / "model" / "detector.json").is_file()
+
+
+def test_adapt_to_a_new_attack(tmp_path, monkeypatch, capsys):
+    from detectors import save_detector
+
+    from hf_neuroplastic.audio import write_corpus
+
+    size = {"train": 8, "dev": 4, "eval": 8}
+    old = write_corpus(tmp_path / "old", utterances=size)
+    new = write_corpus(tmp_path / "new", utterances=size, attacks={split: ["A04"] for split in size}, seed=1)
+    save_detector("ast", tmp_path / "model")
+    arguments = [str(tmp_path / "model"), str(new), "--old", str(old), "--output", str(tmp_path / "adapter")]
+    arguments += ["--steps", "4", "--seconds", "0.5", "--neurons", "8"]
+    monkeypatch.setattr(sys, "argv", ["adapt_to_a_new_attack.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "adapt_to_a_new_attack.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "EER" in line]
+    assert [line[0] for line in lines] == ["new:", "old:"]
+    assert all(line[2] == line[-5] for line in lines)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "neuron_adapter.json",
+        "neuron_adapter.safetensors",
+    }
+
+
+def test_adapter_memory(monkeypatch, capsys):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(sys, "argv", ["adapter_memory.py", "--small", "--neurons", "4"])
+    example = runpy.run_path(str(EXAMPLES / "adapter_memory.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[-len(example["ARMS"]) :]]
+    assert [line[-4] for line in lines[-2:]] == [f"{2 * 4 * (64 + 1 + 64):,}"] * 2

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from ..neurons.operate.adapter_base import only_new_neurons
 
 HEADS = ("classifier", "projector", "layer_weights", "layernorm_classifier")  # of transformers' audio classifiers
 FRONT = ("feature_extractor", "embeddings", "conv1", "conv2", "feature_projection")
 
 
-def freeze(model: nn.Module, what: str) -> None:
-    """Lets the weights that `what` names keep their values; see `Recipe.freeze`.
+def freeze(model: nn.Module, what: str, growing: int | str | Sequence[int | str] | None = None) -> None:
+    """Lets the weights that `what` names keep their values; see `Recipe.freeze`. growing: layers for new neurons.
 
     Raises:
         ValueError: a model without the part that is named, or with fewer layers.
@@ -26,6 +29,9 @@ def freeze(model: nn.Module, what: str) -> None:
             freeze_features()
         return
     head = head_of(model)
+    if what in ("base", "existing"):
+        only_new_neurons(model, layers=growing, modules=sorted(head) if what == "base" else ())
+        return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.partition(".")[0] in head)
     if what != "all":
@@ -46,6 +52,11 @@ def head_of(model: nn.Module) -> set[str]:
             f"{type(model).__name__} has no part named {' or '.join(HEADS)}: freeze by hand, or take freeze='nothing'"
         )
     return named
+
+
+def moving_norms(model: nn.Module) -> list[str]:
+    """Names of the modules whose running statistics move in training, though nothing learns."""
+    return [name for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None]
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -93,7 +93,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     recipe = recipe_of({name: value for name, value in settings.items() if name not in NOT_OF_A_RECIPE})
     described = {name: settings[name] for name in NOT_OF_A_RECIPE} | recipe.to_dict()
     if resume:
-        _compare(output, described)
+        require_same_run(output, described)
         if (output / RESULTS).exists():
             console.print(f"this run is finished: {escape(str(output / RESULTS))} holds what it came to")
             return
@@ -169,7 +169,7 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     console.print(f"[dim]{RESULTS}, {LOG}, {RECIPE} and the detector, model/, are in[/] {escape(str(output))}")
 
 
-def _compare(output: Path, described: dict[str, Any]) -> None:
+def require_same_run(output: Path, described: dict[str, Any]) -> None:
     """Raises ValueError where a resumption asks for something else than the run it goes on with."""
     from ..audio.recipe import read_yaml
 

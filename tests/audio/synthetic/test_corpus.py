@@ -205,6 +205,15 @@ def test_griffin_lim_keeps_magnitudes_roughly_and_loses_phase():
     assert np.corrcoef(*spectra)[0, 1] > 0.8
 
 
+def test_attacks_are_those_that_were_asked_for(tmp_path):
+    size = {"train": 4, "dev": 4, "eval": 4}
+    root = write_corpus(tmp_path / "c", utterances=size, attacks={split: ["A04", "A02"] for split in size})
+    for split in size:
+        assert sorted(load_asvspoof2019(root, "LA", split)["attack"]) == ["-", "-", "A02", "A04"]
+    with pytest.raises(ValueError, match="attacks must name some of"):
+        write_corpus(tmp_path / "d", attacks={**{split: ["A01"] for split in size}, "eval": ["A09"]})
+
+
 def test_glottal_source_has_the_asked_period():
     speaker = draw_speaker(np.random.default_rng(0))
     still = type(speaker)(**{**vars(speaker), "jitter": 0.0, "shimmer": 0.0, "breath": 0.0})
