@@ -115,6 +115,8 @@ class NeuroPlastic(Optimizer):
 
     Raises:
         ValueError: an option out of its range, or a complex or otherwise unsupported parameter, by name.
+        TypeError: tensors flattened into one vector (FSDP1, DeepSpeed's ZeRO), but with strength 0 and neither `max_grad_norm`
+            nor `skip_nonfinite`; here or at the first step.
         RuntimeError: a backend or compiler that is asked for and missing or failing; sparse gradients; a parameter whose
             gradient or state has another shape.
     """
