@@ -133,7 +133,7 @@ def split_neurons_are_refused(rank):
         part = batch(0).chunk(2)[rank] if plan == "sequence" else batch(0)
         with pytest.raises(TypeError, match=r"neurons of '1' are split .* by tensor parallelism.*DDP"):
             model(part)
-        with pytest.raises(TypeError, match=r"'1' is sharded \(FSDP2, tensor parallelism or ZeRO-3\).*DDP"):
+        with pytest.raises(TypeError, match=r"'1' is sharded, or flattened .*DDP"):
             DropIn(parallelize_module(network(), mesh, copy.deepcopy(styles)), EAGER)
 
 
@@ -203,7 +203,7 @@ def plans_of_transformers(rank):
         split = LlamaForSequenceClassification.from_pretrained(folders[0], dtype=torch.float64, distributed_config=plan)
         dist.barrier()
     assert any(hasattr(p, "device_mesh") for p in split.parameters())
-    with pytest.raises(TypeError, match=r"layers.0.mlp' is sharded \(FSDP2, tensor parallelism or ZeRO-3\).*DDP"):
+    with pytest.raises(TypeError, match=r"layers.0.mlp' is sharded, or flattened .*DDP"):
         DropIn(split, EAGER)
     for model in (plain, split):
         optimizer = NeuroPlastic(model.parameters(), lr=0.01)

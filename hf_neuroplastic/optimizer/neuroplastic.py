@@ -227,7 +227,10 @@ class NeuroPlastic(Optimizer):
             refuse_joined(group, self._given.get(id(group)))
         settle(self._workspaces())
         lists = [self._lists(group) for group in self.param_groups]
-        if not any(lists) and any(param.numel() for group in self.param_groups for param in group["params"]):
+        gradients = (grad for tensors in lists if tensors is not None for grad in tensors["grads"])
+        if all(grad is None for grad in gradients) and any(
+            param.numel() for group in self.param_groups for param in group["params"]
+        ):
             tell_idle()
         factors = self._gradient_factors(lists)
         plasticity_steps([

@@ -145,7 +145,7 @@ def check_values(key: Any, entry: dict[str, Any]) -> None:
     if _are_codes(entry):
         raise ValueError(
             f"state of parameter {key} holds whole numbers from 0 to 255 for exp_avg_sq: these are codes that were saved with "
-            "state_bits=8 and read as numbers, as torch.distributed.checkpoint does; load them into an unsharded "
+            "state_bits=8 and read as numbers, as torch.distributed.checkpoint does; load them into "
             "NeuroPlastic(..., state_bits=8), or go on with a new optimizer"
         )
 

@@ -244,7 +244,7 @@ def refuse(rank):
     def even():
         return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 4)))
 
-    with pytest.raises(TypeError, match=r"each process sees a part of the neurons of '2.0'.*tensor parallelism"):
+    with pytest.raises(TypeError, match=r"the neurons of '2.0' are split over processes by tensor parallelism"):
         after(tensor_parallel, build=even)
     model = network()
     fully_shard(model, mesh=mesh)
