@@ -1,15 +1,23 @@
-"""The command line, a file for each command: hf-neuroplastic demo | train | evaluate | predict | report | corpus | inspect."""
+"""The command line, a file for each command: hf-neuroplastic demo | train | evaluate | predict | report | stream | corpus | inspect."""
 
 from typing import Annotated
 
 import typer
 
-from . import corpus, demo, evaluate, inspect, predict, report, train
+from . import corpus, demo, evaluate, inspect, predict, report, stream, train
 
 app = typer.Typer(
     help="Plasticity for fine-tuning Hugging Face audio models.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-for command in (demo.demo, train.train, evaluate.evaluate, predict.predict, report.report, inspect.inspect):
+for command in (
+    demo.demo,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    report.report,
+    inspect.inspect,
+    stream.stream,
+):
     app.command()(command)
 app.add_typer(corpus.corpus, name="corpus")
 
