@@ -22,8 +22,8 @@ def page_of(chosen: Mapping[str, Sequence[Course]], title: str) -> str:
             section("Arms: EER in %", table(rows_of(table_of(chosen))) + f"<ul>{notes}</ul>"),
             section("Stages", f'<div class="figures">{"".join(pictures)}</div>'),
         ],
-        "EER: equal error rate. Difference: of the average to the first arm's, paired by seed, with a 95 % interval by Student's "
-        "t. Made by hf-neuroplastic.",
+        "EER: equal error rate. Difference: of the average to the first arm's, paired by seed, with a 95 % interval by "
+        "Student's t. Made by hf-neuroplastic.",
     )
 
 
