@@ -72,3 +72,25 @@ def test_accelerate_loop(processes):
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{processes} processes, 100 steps: accuracy" in done.stdout
     assert "1 different networks" in done.stdout
+
+
+def test_adapt_to_a_new_attack(tmp_path, monkeypatch, capsys):
+    from detectors import save_detector
+
+    from hf_neuroplastic.audio import write_corpus
+
+    size = {"train": 8, "dev": 4, "eval": 8}
+    old = write_corpus(tmp_path / "old", utterances=size)
+    new = write_corpus(tmp_path / "new", utterances=size, attacks={split: ["A04"] for split in size}, seed=1)
+    save_detector("ast", tmp_path / "model")
+    arguments = [str(tmp_path / "model"), str(new), "--old", str(old), "--output", str(tmp_path / "adapter")]
+    arguments += ["--steps", "4", "--seconds", "0.5", "--neurons", "8"]
+    monkeypatch.setattr(sys, "argv", ["adapt_to_a_new_attack.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "adapt_to_a_new_attack.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "EER" in line]
+    assert [line[0] for line in lines] == ["new:", "old:"]
+    assert all(line[2] == line[-5] for line in lines)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "neuron_adapter.json",
+        "neuron_adapter.safetensors",
+    }

@@ -16,7 +16,8 @@ from .augment import augmentation
 METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCED_COLUMNS = {"corpora": "corpus", "classes": "label", "attacks": "attack"}  # from the outer to the inner
-FREEZES = ("nothing", "features", "all", "first:K", "last:K")
+FREEZES = ("nothing", "features", "all", "base", "existing", "first:K", "last:K")
+ADAPTS = ("base", "existing")  # of these, those that leave new neurons to learn
 
 
 def is_balance(value: Any) -> bool:
@@ -26,7 +27,7 @@ def is_balance(value: Any) -> bool:
 
 def is_freeze(value: Any) -> bool:
     kind, _, count = str(value).partition(":")
-    return value in FREEZES[:3] or (kind in ("first", "last") and count.isdigit() and int(count) > 0)
+    return value in FREEZES[:5] or (kind in ("first", "last") and count.isdigit() and int(count) > 0)
 
 
 def is_class_weights(value: Any) -> bool:
@@ -114,7 +115,8 @@ class Recipe:
             on dev.
         precision: "fp32", or "bf16" or "fp16" under autocast.
         freeze: "nothing"; "features", the convolutional front end; "all" but the head; "first:K" or "last:K": train only the
-            first or last K layers, and the head.
+            first or last K layers, and the head. For neurons that can be kept apart (DropInConfig.adapter), "base": all but
+            new neurons and the head, or "existing": all but new neurons.
         lora: rank of low-rank adapters (PEFT) that are trained in place of the weights, and merged at the end.
         seed: of weights, order, windows and augmentation. workers: processes that load audio.
         report_to: Trainer's integrations, by commas.
@@ -158,6 +160,22 @@ class Recipe:
                 f"lora={self.lora} and method={self.method!r} exclude each other: neurons of frozen layers are not replaced; "
                 f"take method={self.method.removesuffix('+dropin')!r}"
             )
+
+        if self.freeze in ADAPTS:
+            needed = {
+                "method": (self.method.endswith("+dropin"), "one with +dropin"),
+                "dropin": (
+                    self.dropin.freeze_existing and self.dropin.extra_neurons is not None,
+                    "DropInConfig.adapter(n)",
+                ),
+                "weight_decay": (self.weight_decay == 0, "0, since decay would move what is to stay"),
+            }
+            for setting, (met, wanted) in needed.items():
+                if not met:
+                    got = getattr(self, setting)
+                    raise ValueError(
+                        f"freeze={self.freeze!r} lets new neurons learn, and needs {setting} to be {wanted}; got {got!r}"
+                    )
 
     @property
     def measured_every(self) -> int:

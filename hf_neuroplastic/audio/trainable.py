@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from ..neurons.operate.adapter_base import only_new_neurons
 
 HEADS = ("classifier", "projector", "layer_weights", "layernorm_classifier")  # of transformers' audio classifiers
 FRONT = ("feature_extractor", "embeddings", "conv1", "conv2", "feature_projection")
 
 
-def freeze(model: nn.Module, what: str) -> None:
-    """Lets the weights that `what` names keep their values; see `Recipe.freeze`.
+def freeze(model: nn.Module, what: str, growing: int | str | Sequence[int | str] | None = None) -> None:
+    """Lets the weights that `what` names keep their values; see `Recipe.freeze`. growing: layers for new neurons.
 
     Raises:
         ValueError: a model without the part that is named, or with fewer layers.
@@ -26,6 +29,9 @@ def freeze(model: nn.Module, what: str) -> None:
             freeze_features()
         return
     head = head_of(model)
+    if what in ("base", "existing"):
+        only_new_neurons(model, layers=growing, modules=sorted(head) if what == "base" else ())
+        return
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.partition(".")[0] in head)
     if what != "all":

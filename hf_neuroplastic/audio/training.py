@@ -89,7 +89,7 @@ def fine_tune(
     train = balanced(train, recipe.balance, recipe.seed)
     counts = tuple(np.bincount(train["label"], minlength=2).tolist())
     weights = class_weights(recipe.class_weights, counts)
-    freeze(model, "nothing" if recipe.lora else recipe.freeze)
+    freeze(model, "nothing" if recipe.lora else recipe.freeze, recipe.dropin.layers)
     model = with_lora(model, recipe.lora) if recipe.lora else model
     dropin = dropin_of(model, recipe, checkpoint)
     with tempfile.TemporaryDirectory() as scratch, signals() as stop:
@@ -161,7 +161,7 @@ def require_trainable(model: nn.Module, recipe: Recipe) -> None:
     """Raises, before any audio is read, what `fine_tune` would raise of the model: it stays as it is."""
     learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        freeze(model, "nothing" if recipe.lora else recipe.freeze)
+        freeze(model, "nothing" if recipe.lora else recipe.freeze, recipe.dropin.layers)
         if recipe.lora:
             require_peft()
         elif recipe.method.endswith("+dropin"):

@@ -1,10 +1,10 @@
-"""The command line, a file for each command: hf-neuroplastic demo | train | evaluate | predict | report | stream | corpus | inspect."""
+"""The command line, a file for each command: demo, train, evaluate, adapt, stream, ..."""
 
 from typing import Annotated
 
 import typer
 
-from . import corpus, demo, evaluate, inspect, predict, report, stream, train
+from . import adapt, corpus, demo, evaluate, inspect, predict, report, stream, train
 
 app = typer.Typer(
     help="Plasticity for fine-tuning Hugging Face audio models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -13,6 +13,7 @@ for command in (
     demo.demo,
     train.train,
     evaluate.evaluate,
+    adapt.adapt,
     predict.predict,
     report.report,
     inspect.inspect,

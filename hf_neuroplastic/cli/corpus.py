@@ -17,6 +17,10 @@ corpus = typer.Typer(help="Corpora: make a synthetic or a real one, look at thos
 @corpus.command()
 def synthetic(
     output: Annotated[Path, typer.Argument(help="Folder for the corpus; new, empty, or an earlier synthetic corpus.")],
+    attacks: Annotated[
+        str | None, typer.Option(help="Of A01 to A04, by commas, for every split; default: A04 in eval only.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the utterances, above 0 and at most 1.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of voices and utterances.")] = 0,
 ) -> None:
     """Write the demonstration's corpus: 2,400 utterances in ASVspoof 2019 layout, three known attacks and an unknown one."""
@@ -24,9 +28,14 @@ def synthetic(
         from functools import partial
 
         from ..audio import write_corpus
+        from ..audio.synthetic.corpus import ATTACKS_OF_SPLIT, UTTERANCES
 
+        if not 0 < share <= 1:
+            raise ValueError(f"--share must be above 0 and at most 1, got {share}")
+        counts = {split: max(2, round(share * count)) for split, count in UTTERANCES.items()}
+        named = ATTACKS_OF_SPLIT if attacks is None else dict.fromkeys(UTTERANCES, attacks.split(","))
         with bars() as report:
-            write_corpus(output, seed=seed, progress=partial(report, "writing"))
+            write_corpus(output, seed=seed, utterances=counts, attacks=named, progress=partial(report, "writing"))
     console.print(f"the corpus is in {escape(str(output))}; it says nothing about real forgeries")
 
 

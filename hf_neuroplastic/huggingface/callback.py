@@ -19,6 +19,7 @@ from ..neurons.config import DropInConfig
 from ..neurons.decide.decisions import is_due
 from ..neurons.dropin import DropIn
 from ..neurons.operate.optimizers import Optimizers
+from ..neurons.operate.step_factors import refuse_decay
 from ..optimizer.neuroplastic import NeuroPlastic
 from .checkpoint import INDEX_FILE, SideFileError, digest_of, load_side_files, resume_dropin, save_side_files, saved_by
 from .hub import tag_model
@@ -126,6 +127,8 @@ class DropInCallback(TrainerCallback, ExportableState):
             load_side_files(self.dropin, self._resume_folder(args, state))
         else:
             self.dropin.restart(state.global_step)
+        if self.config.freeze_existing:
+            refuse_decay(Optimizers(optimizer), self.dropin.sites)  # before the first step, which would decay
         self.dropin.scale_steps(optimizer)
         steps = range(1, state.max_steps + 1)
         if self.config.max_fraction > 0 and not any(is_due(step, self.config, state.max_steps) for step in steps):

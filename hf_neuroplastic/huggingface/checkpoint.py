@@ -59,8 +59,8 @@ def save_side_files(dropin: DropIn, folder: str | os.PathLike[str]) -> str:
         "files": {path.name: fingerprint(path) for path in _files_beside(folder)},
     }
     content = json.dumps(index, indent=2, allow_nan=False).encode()
-    _write_whole(folder / TENSOR_FILE, data)
-    _write_whole(folder / INDEX_FILE, content)
+    write_whole(folder / TENSOR_FILE, data)
+    write_whole(folder / INDEX_FILE, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -248,7 +248,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

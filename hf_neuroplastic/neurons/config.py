@@ -65,7 +65,8 @@ class DropInConfig:
             the optimizer has taken a step. Every `interval` steps, and at the last step, slots are activated (by `init`,
             with zero outgoing weights) or the weakest mature neurons go into reserve.
         freeze_existing: only neurons that DropIn made learn; the gradients of the others' weights and of the layers' outgoing
-            bias are set to zero (an optimizer's weight decay acts all the same: set it to 0).
+            bias are set to zero. Weight decay would move them all the same: an optimizer that decays these weights is
+            refused. All else of the model is left to the caller, see `only_new_neurons`.
         young_plasticity, old_plasticity: factors on NeuroPlastic's steps for the weights and bias of a neuron: what a neuron
             that DropIn has just made starts with, and what it ends with. The neurons the model came with are old. 0 freezes
             all but weight decay; 1 and 1 leave the optimizer alone.
@@ -200,6 +201,13 @@ class DropInConfig:
             "stop": None,
         }
         return cls(**(settings | changes))
+
+    @classmethod
+    def adapter(cls, neurons: int, **changes: Any) -> DropInConfig:
+        """New neurons as a parallel adapter (arXiv 2110.04366): `neurons` are added to each selected layer at the start, and
+        they alone learn; `only_new_neurons(model)` before, and an optimizer without weight decay, hold all else. What grew
+        can be kept apart by `save_neurons`."""
+        return cls.dropin(neurons, **{"freeze_existing": True, **changes})
 
     @classmethod
     def plasticity(cls, neurons: int, *, prune: tuple[float, float] = (0.5, 0.9), **changes: Any) -> DropInConfig:

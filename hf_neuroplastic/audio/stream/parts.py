@@ -36,9 +36,8 @@ def parts_of(data: Dataset, stream: Stream) -> Parts:
     attacks, labels = np.asarray(data[stream.by][:]), np.asarray(data["label"][:])
     missing = sorted(set(named) - set(attacks[labels == 1]))
     if missing:
-        raise ValueError(
-            f"the data have no {stream.by} {', '.join(missing)}; it has {', '.join(sorted(set(attacks[labels == 1])))}"
-        )
+        held = ", ".join(sorted(set(attacks[labels == 1])))
+        raise ValueError(f"the data have no {stream.by} {', '.join(missing)}; they have {held}")
     column = "speaker" if stream.apart == "speaker" else "file_name"
     names = data[column][:] if column in data.column_names else ["-"]
     if set(names) == {"-"}:

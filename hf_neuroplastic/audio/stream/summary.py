@@ -57,8 +57,11 @@ def chosen_courses(courses: Sequence[Course]) -> dict[str, list[Course]]:
 
 
 def table_of(chosen: Mapping[str, Sequence[Course]]) -> list[dict[str, Any]]:
-    """A row for each arm: its rate, seeds, the mean of each figure, and `difference`, of `average` to the first arm's, paired by
-    seed, with `low` and `high`, a 95 % interval by Student's t; None where fewer than two seeds have both."""
+    """A row for each arm: its rate, seeds, and the mean of each figure.
+
+    Beside them `difference`, of `average` to the first arm's, paired by seed, with `low` and `high`, a 95 % interval by
+    Student's t; None where fewer than two seeds have both.
+    """
     reference = next(iter(chosen.values()))
     base = {course["seed"]: figures_of(course)["average"] for course in reference}
     rows = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -45,13 +45,15 @@ def write_corpus(
     seconds: tuple[float, float] = SECONDS,
     snr_db: tuple[float, float] = SNR_DB,
     sampling_rate: int = 16000,
+    attacks: Mapping[str, Sequence[str]] = ATTACKS_OF_SPLIT,
     progress: Progress | None = None,
 ) -> Path:
     """Write the corpus to `root` and return it as a Path; the same arguments give the same samples.
 
     Every second utterance of a split is bona fide, the others take the split's attacks in turn. No speaker occurs in
-    two splits, and attack A04 occurs in "eval" only. The whole is written beside `root` and renamed into place at the
-    end, so a failure leaves nothing half-written; an earlier corpus of this package is replaced.
+    two splits, and attack A04 occurs in "eval" only, unless `attacks` says otherwise. The whole is written beside `root`
+    and renamed into place at the end, so a failure leaves nothing half-written; an earlier corpus of this package is
+    replaced.
 
     Args:
         root: folder to create; it may exist if it is empty or holds an earlier corpus of this package.
@@ -61,6 +63,7 @@ def write_corpus(
         seconds: shortest and longest duration, at least 0.25.
         snr_db: lowest and highest ratio of speech to background noise; lower is harder.
         sampling_rate: in Hz, at least 8000.
+        attacks: names for each split, of A01 to A04.
         progress: called as progress(done, total) after each utterance.
 
     Raises:
@@ -69,6 +72,8 @@ def write_corpus(
     """
     root = Path(root)
     _check_arguments(seed, utterances, speakers, seconds, snr_db, sampling_rate)
+    if set(attacks) != set(SPLITS) or not all(names and set(names) <= set(ATTACKS) for names in attacks.values()):
+        raise ValueError(f"attacks must name some of {list(ATTACKS)} for each of {list(SPLITS)}, got {dict(attacks)}.")
     check_target(root)
     settings = {
         "kind": "synthetic",
@@ -79,6 +84,7 @@ def write_corpus(
         "seconds": list(seconds),
         "snr_db": list(snr_db),
         "sampling_rate": sampling_rate,
+        "attacks": {split: list(attacks[split]) for split in SPLITS},
     }
     total = sum(utterances[split] for split in SPLITS)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,9 @@ def write_corpus(
         for split in SPLITS:
             count = utterances[split]
             report = None if progress is None else _shifted(progress, done, total)
-            _write_split(draft, split, seed, count, speakers[split], seconds, snr_db, sampling_rate, report)
+            _write_split(
+                draft, split, seed, count, speakers[split], seconds, snr_db, sampling_rate, attacks[split], report
+            )
             done += count
         (draft / MARKER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if root.exists():
@@ -123,6 +131,7 @@ def _write_split(
     seconds: tuple[float, float],
     snr_db: tuple[float, float],
     sampling_rate: int,
+    attacks: Sequence[str],
     report: Callable[[int], object] | None,
 ) -> None:
     split_number = tuple(SPLITS).index(split)
@@ -132,7 +141,6 @@ def _write_split(
     lines = []
     for index in range(count):
         rng = np.random.default_rng((seed, split_number, 1, index))
-        attacks = ATTACKS_OF_SPLIT[split]
         attack = None if index % 2 == 0 else attacks[index // 2 % len(attacks)]
         voice = int(rng.integers(speaker_count))
         name = f"LA_{split[0].upper()}_{1_000_000 + index}"

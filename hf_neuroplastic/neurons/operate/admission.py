@@ -13,6 +13,7 @@ from ..observe.statistics import WatchedSite
 from ..sites import Site, require_operable_site
 from .optimizer_state import require_resettable
 from .optimizers import Optimizers, agree, checked_optimizers
+from .step_factors import refuse_decay
 from .synaptic_scaling import refuse_half_precision
 
 WHY = "frozen, or held by no optimizer that DropIn.step was given; pass all optimizers as a list"
@@ -62,6 +63,8 @@ class Admission:
             require_operable_site(self.model, site, freezes=self.config.freeze_existing)
         if self.config.synaptic_lr > 0:
             refuse_half_precision(sites)
+        if self.config.freeze_existing:
+            refuse_decay(optimizers, sites)
         for known in self.watched:
             known.learns = optimizers.train(known.site.weights)
             known.learns_whole = known.learns and optimizers.train(known.site.parameters)

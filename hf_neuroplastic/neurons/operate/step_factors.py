@@ -18,6 +18,10 @@ from neuroplastic_kernels import NeuronFactor
 
 from ..config import DropInConfig
 from ..observe.statistics import NeuronStatistics, WatchedSite
+from ..sites import Site
+from .optimizers import Optimizers
+
+DECAYS = ("weight_decay", "lambd")  # what shrinks weights without a gradient; "lambd" is ASGD's
 
 
 def plasticity_factors(age: Tensor, fresh: Tensor, config: DropInConfig) -> Tensor:
@@ -122,6 +126,24 @@ def freeze_existing(watched: Sequence[WatchedSite]) -> list[RemovableHandle]:
 
 def _only_fresh(statistics: NeuronStatistics, dim: int) -> Callable[[Tensor], Tensor]:
     def hook(gradient: Tensor) -> Tensor:
-        return gradient * statistics.fresh.to(gradient).view([-1 if d == dim else 1 for d in range(gradient.ndim)])
+        old = ~statistics.fresh.to(gradient.device).view([-1 if d == dim else 1 for d in range(gradient.ndim)])
+        return gradient.masked_fill(old, 0.0)
 
     return hook
+
+
+def refuse_decay(optimizers: Optimizers, sites: Sequence[Site]) -> None:
+    """Raises ValueError where an optimizer would move frozen neurons of `sites` although their gradients are zero."""
+    holders = {id(tensor): site.name for site in sites for tensor in (*site.parameters, site.down.bias)}
+    for optimizer in optimizers.found:
+        for group in optimizer.param_groups:
+            for option in DECAYS:
+                if not group.get(option):
+                    continue
+                held = [holders[id(t)] for t in group["params"] if t.requires_grad and id(t) in holders]
+                if held:
+                    raise ValueError(
+                        f"freeze_existing=True, but {type(optimizer).__name__} has {option}={group[option]} for weights of "
+                        f"{held[0]!r}, which would move the neurons that are to stay: give these weights {option}=0 (under "
+                        f"Trainer's own optimizer TrainingArguments(weight_decay=0))"
+                    )
