@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from .augment import augmentation
 METHODS = ("adamw", "adamw+dropin", "neuroplastic", "neuroplastic+dropin", "neuroplastic-8bit")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCED_COLUMNS = {"corpora": "corpus", "classes": "label", "attacks": "attack"}  # from the outer to the inner
+PRESETS = ("original", "dropin", "adapter", "plasticity", "redo", "continual_backprop", "compress")
 FREEZES = ("nothing", "features", "all", "base", "existing", "first:K", "last:K")
 ADAPTS = ("base", "existing")  # of these, those that leave new neurons to learn
 
@@ -120,7 +122,7 @@ class Recipe:
         lora: rank of low-rank adapters (PEFT) that are trained in place of the weights, and merged at the end.
         seed: of weights, order, windows and augmentation. workers: processes that load audio.
         report_to: Trainer's integrations, by commas.
-        dropin: settings of DropIn, for methods with it.
+        dropin: settings of DropIn, for methods with it; in a mapping also `preset`, such as "dropin", and what that takes.
 
     Raises:
         ValueError: a value out of its range, by name. ImportError: a part of `augment` needs a library that is not installed.
@@ -199,14 +201,36 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"a recipe has no {', '.join(unknown)}; its settings are {', '.join(known)}")
     given = dict(values)
     if isinstance(given.get("dropin"), Mapping):
-        given["dropin"] = DropInConfig.from_dict(dict(given["dropin"]))
+        given["dropin"] = _dropin_of(dict(given["dropin"]))
     return Recipe(**given)
+
+
+def _dropin_of(values: dict[str, Any]) -> DropInConfig:
+    """A DropInConfig of its settings, or of a `preset` and what that takes."""
+    preset = values.pop("preset", None)
+    if preset is None:
+        return DropInConfig.from_dict(values)
+    if preset not in PRESETS:
+        raise ValueError(f"dropin has no preset {preset!r}; presets are {', '.join(PRESETS)}")
+    try:
+        return getattr(DropInConfig, preset)(**values)
+    except TypeError as error:
+        raise ValueError(f"dropin with preset {preset!r}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 5e-5 for a number, as YAML 1.2 does; PyYAML, of YAML 1.1, wants 5.0e-5."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError, with the file's name, where it holds something else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if content is None:

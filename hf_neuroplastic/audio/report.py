@@ -82,22 +82,27 @@ def page_of(entries: Sequence[Entry], title: str = "Detectors of spoofed speech"
         *(_layers(entry) for entry in entries),
     ]
     parts = [
-        _section("Runs", _table(_run_rows(entries))),
-        _section("Attacks and conditions: EER in %", _table(_attack_rows(entries))),
-        _section("Curves", f'<div class="figures">{"".join(filter(None, pictures))}</div>'),
+        section("Runs", table(_run_rows(entries))),
+        section("Attacks and conditions: EER in %", table(_attack_rows(entries))),
+        section("Curves", f'<div class="figures">{"".join(filter(None, pictures))}</div>'),
     ]
+    return page(title, parts, "EER: equal error rate; 95 %: its bootstrap interval. Made by hf-neuroplastic.")
+
+
+def page(title: str, parts: Sequence[str], note: str) -> str:
+    """An HTML page that loads nothing, of parts that `section` made."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>{''.join(filter(None, parts))}"
-        "<footer>EER: equal error rate; 95 %: its bootstrap interval. Made by hf-neuroplastic.</footer></html>\n"
+        f"<footer>{escape(note)}</footer></html>\n"
     )
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
     return f"<h2>{escape(title)}</h2>{content}" if content else ""
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
+def table(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
@@ -185,7 +190,7 @@ def _figure(title: str, entries: Sequence[Entry], curve: Callable[[Entry], Curve
         if x:
             axes.plot(x, y, f"C{index}", label=name, linewidth=1.5)
     axes.set(xlabel=xlabel)
-    return _svg(figure, axes, title)
+    return svg(figure, axes, title)
 
 
 def _det(entries: Sequence[Entry]) -> str:
@@ -197,7 +202,7 @@ def _det(entries: Sequence[Entry]) -> str:
             draw_det(axes, entry.scores, entry.name, f"C{index}")
     dress_det(axes)
     axes.set(title="")
-    return _svg(figure, axes, "Detection error trade-off")
+    return svg(figure, axes, "Detection error trade-off")
 
 
 def _layers(entry: Entry) -> str:
@@ -214,10 +219,10 @@ def _layers(entry: Entry) -> str:
     axes.set(xlabel="step", ylabel="layer")
     bar = figure.colorbar(image)
     bar.ax.tick_params(colors=INK)
-    return _svg(figure, axes, f"Weak neurons (%) by layer: {entry.name}")
+    return svg(figure, axes, f"Weak neurons (%) by layer: {entry.name}")
 
 
-def _svg(figure: Any, axes: Any, title: str) -> str:
+def svg(figure: Any, axes: Any, title: str) -> str:
     """The figure as a part of a page, in ink that light and dark pages can bear."""
     axes.tick_params(colors=INK, which="both")
     axes.xaxis.label.set_color(INK)

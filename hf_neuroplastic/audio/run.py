@@ -16,8 +16,8 @@ class Run:
     (then `averaged` counts them). history: training loss, learning rate and dev EER by step. health: a row per logged step:
     the keys of DropIn.report and "step"; empty without DropIn. plasticity: a row per logged step: "step", NeuroPlastic's
     "alpha_rms", and "weak", the share of weak neurons by layer, as far as there are any. counts: training utterances (bona
-    fide, spoofed), as drawn in an epoch. class_weights: of the loss, (bona fide, spoof). evaluation: scores of unseen data, if
-    there were any.
+    fide, spoofed), as drawn in an epoch. class_weights: of the loss, (bona fide, spoof). learned: elements
+    of the weights that learn. evaluation: scores of unseen data, if there were any.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     health: list[dict[str, float]] = field(default_factory=list)
     plasticity: list[dict[str, Any]] = field(default_factory=list)
+    learned: int = 0
     evaluation: Scores | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,13 @@ def weighted_loss(weights: Tensor, outputs: Any, labels: Tensor, num_items_in_ba
     logits = outputs["logits"].float()
     loss = nn.functional.cross_entropy(logits, labels, weight=weights.to(logits.device), reduction="sum")
     return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def penalised_loss(
+    loss: Callable[..., Tensor], penalty: Callable[[], Tensor], batches: int, outputs: Any, labels: Tensor, **given: Any
+) -> Tensor:
+    """The loss of one of so many batches of a step, with its part of a penalty."""
+    return loss(outputs, labels, **given) + penalty().to(outputs["logits"].device) / batches
 
 
 def eer_of(prediction: EvalPrediction) -> dict[str, float]:

@@ -36,7 +36,7 @@ from .recipe import BALANCED_COLUMNS, METHODS, Recipe
 from .run import Run
 from .selection import KeepBest, mean_of, put
 from .trainable import freeze, merged, require_peft, with_lora
-from .trainer import DetectorTrainer, eer_of, require_data_parallel, training_arguments, weighted_loss
+from .trainer import DetectorTrainer, eer_of, penalised_loss, require_data_parallel, training_arguments, weighted_loss
 from .watch import Log, Watch, signals
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -56,6 +56,8 @@ def fine_tune(
     *,
     output: Path | None = None,
     resume: bool = False,
+    choose: bool = True,
+    penalty: Callable[[nn.Module], torch.Tensor] | None = None,
     log: Log | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Any, Run]:
@@ -69,6 +71,8 @@ def fine_tune(
         output: folder of Trainer's checkpoints, of which the last two are kept, and of the best weights; None keeps none.
         resume: go on from the last whole checkpoint in `output`. `model` may be the one the run started with, or loaded from
             that checkpoint.
+        choose: keep the weights that did best on dev; False keeps the last ones, and dev is measured only.
+        penalty: called with the model at every step, and added to the loss.
         log: called with what Trainer logs, as it comes. progress: called as progress(step, steps).
 
     Raises:
@@ -92,7 +96,7 @@ def fine_tune(
         folder = output or Path(scratch)
         keep = KeepBest(folder / "best", recipe.average, recipe.patience)
         callbacks: list[TrainerCallback] = [] if dropin is None else [DropInCallback(dropin)]
-        callbacks += [] if dev is None else [keep]
+        callbacks += [keep] if dev is not None and choose else []
         collator = window_collator(
             feature_extractor,
             recipe.seconds,
@@ -103,6 +107,9 @@ def fine_tune(
         watch = Watch(collator, stop, log, progress, dropin)
         callbacks += [watch]
         arguments = training_arguments(recipe, folder, save=output is not None, evaluates=dev is not None)
+        loss: Callable[..., torch.Tensor] = partial(weighted_loss, torch.tensor(weights))
+        if penalty is not None:
+            loss = partial(penalised_loss, loss, partial(penalty, model), recipe.accumulate)
         trainer = DetectorTrainer(
             model,
             arguments,
@@ -112,7 +119,7 @@ def fine_tune(
             processing_class=feature_extractor,  # saved with every checkpoint
             callbacks=callbacks,
             optimizers=(optimizer_of(model, recipe), None),
-            compute_loss_func=partial(weighted_loss, torch.tensor(weights)),
+            compute_loss_func=loss,
             compute_metrics=eer_of,
         )
         trainer.scoring_collator = window_collator(feature_extractor, recipe.seconds, model=model)
@@ -124,7 +131,7 @@ def fine_tune(
         start = time.perf_counter()
         done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - start
-        replaced = 0
+        replaced, learned = 0, learned_elements(model, dropin)
         if dropin:
             dropin.unpatch()
             replaced = sum(int(count) for count in dropin.replaced)
@@ -146,6 +153,7 @@ def fine_tune(
         [entry for entry in logged if "loss" in entry or "eval_eer" in entry],
         [entry for entry in logged if "neuro/dead_fraction" in entry],
         watch.plasticity,
+        learned,
     )
 
 
@@ -228,6 +236,19 @@ def dropin_of(model: nn.Module, recipe: Recipe, checkpoint: Path | None) -> Drop
     if checkpoint is not None:
         return resume_dropin(model, checkpoint, recipe.dropin, total_steps="trainer")
     return DropIn(model, recipe.dropin, total_steps="trainer")
+
+
+def learned_elements(model: nn.Module, dropin: DropIn | None) -> int:
+    """How many elements of the weights learn: of layers whose existing neurons are frozen, those of new neurons."""
+    learned = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
+    if dropin is None or not dropin.config.freeze_existing:
+        return sum(learned.values())
+    new = 0
+    for known in dropin.watched:
+        held = sum(learned.pop(id(parameter), 0) for parameter in known.site.parameters)
+        learned.pop(id(known.site.down.bias), None)
+        new += held // known.site.width * int(known.statistics.fresh.sum())
+    return sum(learned.values()) + new
 
 
 def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -1,10 +1,10 @@
-"""The command line, a file for each command: hf-neuroplastic demo | train | evaluate | adapt | predict | ..."""
+"""The command line, a file for each command: demo, train, evaluate, adapt, stream, ..."""
 
 from typing import Annotated
 
 import typer
 
-from . import adapt, corpus, demo, evaluate, inspect, predict, report, train
+from . import adapt, corpus, demo, evaluate, inspect, predict, report, stream, train
 
 app = typer.Typer(
     help="Plasticity for fine-tuning Hugging Face audio models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -17,6 +17,7 @@ for command in (
     predict.predict,
     report.report,
     inspect.inspect,
+    stream.stream,
 ):
     app.command()(command)
 app.add_typer(corpus.corpus, name="corpus")

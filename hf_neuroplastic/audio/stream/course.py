@@ -1,0 +1,135 @@
+"""One arm's course through the stages of a stream, and the detector that all courses start from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ...neurons.config import DropInConfig
+from ..detector import load_detector
+from ..evaluation import Scores, inputs_of, score, window_collator
+from ..metrics import equal_error_rate
+from ..recipe import Recipe
+from ..trainer import weighted_loss
+from ..training import fine_tune
+from .anchor import Anchor
+from .parts import Parts, drawn, examples_of, trials_of
+from .settings import Stream, chosen_names
+
+FISHER_BATCHES = 16
+
+
+class Job(NamedTuple):
+    """One course: which arm, which of its trials, which seed."""
+
+    arm: int
+    trial: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"arm{self.arm:02d}-trial{self.trial}-seed{self.seed}"
+
+
+def train_start(model: str, parts: Parts, stream: Stream, seed: int, folder: Path) -> None:
+    """Trains the detector of the attacks in `start` with AdamW, on all their training utterances; saves model and extractor."""
+    network, extractor = load_detector(model)
+    if stream.start:
+        rows = np.concatenate([parts.rows["train"][attack] for attack in ("-", *stream.start)])
+        steps, rate = stream.start_steps, stream.start_rate
+        recipe = replace(
+            stream.recipe, steps=steps, learning_rate=rate, seed=seed, balance="classes", freeze="features"
+        )
+        dev = trials_of(parts, "dev", stream.start, stream.evaluate)
+        network, _ = fine_tune(network, extractor, parts.data.select(rows), dev, recipe)
+    network.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+def course(start: Path, parts: Parts, stream: Stream, job: Job) -> dict[str, Any]:
+    """The arm's way through all stages.
+
+    Returns:
+        Plain values: `arm`, `trial` (its learning rate and number), `seed`; `dev` and `test`, the EER (0 to 1) of each attack,
+        by name, after each stage, the first before any; `learning`, by stage, the dev EER of the new attack at each
+        measurement; `seconds` and `learned`, the number of elements that learn, by stage.
+    """
+    arm = stream.arms[job.arm]
+    model, extractor = load_detector(str(start))
+    told: dict[str, Any] = {
+        "arm": arm.name,
+        "trial": job.trial,
+        "seed": job.seed,
+        "rate": arm.trials[job.trial].learning_rate,
+    }
+    told |= {"dev": [], "test": [], "learning": [], "seconds": [], "learned": []}
+    kept: list[Any] = []
+    anchor = Anchor(arm.anchor, arm.strength) if arm.anchor else None
+    _measure(told, model, extractor, parts, stream)
+    if anchor is not None and stream.start:
+        rows = examples_of(parts, stream.start, stream.examples, job.seed, 0)
+        _take(anchor, model, extractor, parts.data.select(rows), arm.trials[job.trial])
+    if arm.replay and stream.start:
+        kept.append(examples_of(parts, stream.start, arm.replay, job.seed, 0))
+    for number, attacks in enumerate(stream.stages, 1):
+        rows = examples_of(parts, attacks, stream.examples, job.seed, number)
+        recipe = replace(arm.trials[job.trial], seed=1000 * job.seed + number)
+        dropin = DropInConfig.adapter(arm.neurons, seed=recipe.seed) if arm.neurons else recipe.dropin
+        if arm.neurons:
+            method = recipe.method.partition("+")[0] + "+dropin"
+            recipe = replace(recipe, method=method, dropin=dropin, freeze="base", weight_decay=0.0)
+        train, dev = parts.data.select(np.concatenate([*kept, rows])), trials_of(parts, "dev", attacks, stream.evaluate)
+        begun = time.perf_counter()
+        model, run = fine_tune(model, extractor, train, dev, recipe, choose=False, penalty=anchor)
+        told["seconds"].append(round(time.perf_counter() - begun, 2))
+        told["learning"].append([entry["eval_eer"] for entry in run.history if "eval_eer" in entry])
+        told["learned"].append(run.learned)
+        if anchor is not None:
+            _take(anchor, model, extractor, parts.data.select(rows), recipe)
+        if arm.replay:
+            kept.append(examples_of(parts, attacks, arm.replay, job.seed, number))
+        _measure(told, model, extractor, parts, stream)
+    return told
+
+
+def _measure(told: dict[str, Any], model: Any, extractor: Any, parts: Parts, stream: Stream) -> None:
+    """Appends the EER of every attack of the stream, on the dev and the test part."""
+    named = [*([stream.start] if stream.start else []), *stream.stages]
+    for part in ("dev", "test"):
+        rows = trials_of(parts, part, [attack for stage in named for attack in stage], stream.evaluate)
+        scores = score(model, extractor, rows, stream.recipe.seconds, batch_size=2 * stream.recipe.batch_size)
+        told[part].append(
+            dict(
+                zip(chosen_names(named), (_eer(scores, rows[stream.by][:], attacks) for attacks in named), strict=True)
+            )
+        )
+
+
+def _eer(scores: Scores, made_by: Sequence[str], attacks: Sequence[str]) -> float:
+    """Of these attacks, or corpora, together against all bona fide speech. made_by: of each trial."""
+    chosen = (scores.labels == 0) | np.isin(list(made_by), list(attacks))
+    return equal_error_rate(scores.scores[chosen], scores.labels[chosen])[0]
+
+
+def _take(anchor: Anchor, model: Any, extractor: Any, rows: Dataset, recipe: Recipe) -> None:
+    collator = window_collator(extractor, recipe.seconds, model=model)
+    order = drawn(np.arange(len(rows)), FISHER_BATCHES * recipe.batch_size, recipe.seed)
+    batches = [
+        {**inputs_of(model, batch), "labels": batch["labels"]}
+        for first in range(0, len(order), recipe.batch_size)
+        for batch in [collator([rows[int(index)] for index in order[first : first + recipe.batch_size]])]
+    ]
+    model.eval()
+    anchor.take(model, batches, partial(weighted_loss, torch.ones(2)))
+
+
+def described(told: Mapping[str, Any]) -> str:
+    return f"{told['arm']}, rate {told['rate']:g}, seed {told['seed']}"

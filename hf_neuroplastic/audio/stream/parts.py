@@ -1,0 +1,74 @@
+"""Training, dev and test utterances of a stream: every attack has all three, whatever the corpus's own splits."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from .settings import Stream
+
+PARTS = ("train", "dev", "test")
+SHARES = (0, 0, 1, 2)  # of four utterances or speakers, two go into training, one into dev, one into the test
+Rows = NDArray[np.int64]
+
+
+class Parts(NamedTuple):
+    """All rows, and which of them are bona fide or of an attack in each part: rows[part][attack], "-" for bona fide."""
+
+    data: Dataset
+    rows: dict[str, dict[str, Rows]]
+
+
+def parts_of(data: Dataset, stream: Stream) -> Parts:
+    """The parts of the pooled splits of a corpus. A speaker's, or an utterance's, part hangs on the name alone.
+
+    Raises:
+        ValueError: an attack that the corpus lacks, or one that a part would lack.
+    """
+    named = [attack for stage in (stream.start, *stream.stages) for attack in stage]
+    if stream.by not in data.column_names:
+        raise ValueError(f"by: {stream.by} needs joined corpora; give several folders as data")
+    attacks, labels = np.asarray(data[stream.by][:]), np.asarray(data["label"][:])
+    missing = sorted(set(named) - set(attacks[labels == 1]))
+    if missing:
+        held = ", ".join(sorted(set(attacks[labels == 1])))
+        raise ValueError(f"the data have no {stream.by} {', '.join(missing)}; they have {held}")
+    column = "speaker" if stream.apart == "speaker" else "file_name"
+    names = data[column][:] if column in data.column_names else ["-"]
+    if set(names) == {"-"}:
+        raise ValueError("the corpus does not tell speakers; take apart: utterance")
+    part = np.array([SHARES[zlib.crc32(name.encode()) % len(SHARES)] for name in names])
+    rows: dict[str, dict[str, Rows]] = {}
+    for index, name in enumerate(PARTS):
+        groups = {attack: (labels == 1) & (attacks == attack) for attack in named} | {"-": labels == 0}
+        rows[name] = {attack: np.flatnonzero(group & (part == index)) for attack, group in groups.items()}
+        empty = [attack for attack, held in rows[name].items() if len(held) < 2]
+        if empty:
+            raise ValueError(
+                f"the {name} part would hold fewer than 2 utterances of {', '.join(empty)} ('-' is bona fide speech), with "
+                f"apart: {stream.apart}; " + ("take apart: utterance" if column == "speaker" else "take more data")
+            )
+    return Parts(data, rows)
+
+
+def drawn(rows: Rows, count: int, *words: int) -> Rows:
+    """At most `count` of the rows, in an order that hangs on the words alone."""
+    return np.random.default_rng(words).permutation(rows)[:count]
+
+
+def examples_of(parts: Parts, attacks: Sequence[str], count: int, seed: int, stage: int) -> Rows:
+    """At most `count` training utterances of each class: of these attacks together, and bona fide."""
+    spoofed = np.concatenate([parts.rows["train"][attack] for attack in attacks])
+    bona_fide = drawn(parts.rows["train"]["-"], count, seed, stage, 0)
+    return np.concatenate([bona_fide, drawn(spoofed, count, seed, stage, 1)])
+
+
+def trials_of(parts: Parts, part: str, attacks: Sequence[str], count: int) -> Dataset:
+    """What is scored of a part: at most `count` utterances of each attack, and four times as many bona fide ones."""
+    held = [drawn(parts.rows[part][attack], count, 0) for attack in attacks]
+    return parts.data.select(np.concatenate([drawn(parts.rows[part]["-"], 4 * count, 0), *held]))

@@ -1,0 +1,158 @@
+"""hf-neuroplastic stream."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .console import Report, bars, console, one_line_errors, quiet
+from .loading import DEFAULTS, load_splits
+from .tables import print_table
+
+SETTINGS, COURSES, STARTS, PAGE, TABLE, LOG = (
+    "stream.yaml",
+    "courses",
+    "starts",
+    "stream.html",
+    "table.json",
+    "stream.log",
+)
+QUICK = {"seeds": [0], "rates": [1e-3], "examples": 8, "start_steps": 20, "evaluate": 16}
+
+
+def stream(
+    config: Annotated[
+        Path, typer.Option(help="YAML file: model, data, start, stages, arms, ...; see the documentation.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the results; a stream that was begun there goes on.")],
+    processes: Annotated[int, typer.Option(min=1, help="Courses that run side by side.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, one rate, few examples: the shape of the result.")
+    ] = False,
+) -> None:
+    """Attacks one after another, with few examples each: what every way of going on learns, forgets and costs."""
+    with one_line_errors():
+        _stream(config, output, processes, quick)
+
+
+def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
+    from ..audio.recipe import read_yaml, write_yaml
+    from ..audio.results import write_json
+    from ..audio.stream.course import Job
+    from ..audio.stream.page import page_of, rows_of
+    from ..audio.stream.summary import chosen_courses, table_of
+
+    settings = read_yaml(config)
+    if quick:
+        settings |= QUICK
+        settings["recipe"] = {**settings.get("recipe", {}), "steps": 10}
+    missing = [name for name in ("model", "data") if name not in settings]
+    if missing:
+        raise ValueError(f"{config} lacks {' and '.join(missing)}")
+    plan = _plan_of(settings)
+    if (output / SETTINGS).is_file():
+        if read_yaml(output / SETTINGS) != settings:
+            raise ValueError(f"{output} holds a stream of other settings, {output / SETTINGS}; choose another --output")
+    elif output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; choose another --output")
+    quiet()
+    (output / COURSES).mkdir(parents=True, exist_ok=True)
+    write_yaml(output / SETTINGS, settings)
+    jobs = [
+        Job(arm, trial, seed)
+        for seed in plan.seeds
+        for arm in range(len(plan.arms))
+        for trial in range(len(plan.arms[0].trials))
+    ]
+    with bars(output / LOG) as report:
+        _run(plan, settings, output, jobs, processes, report)
+    courses = [json.loads((output / COURSES / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
+    chosen = chosen_courses(courses)
+    rows = table_of(chosen)
+    write_json(output / TABLE, {"table": rows, "settings": settings})
+    (output / PAGE).write_text(page_of(chosen, f"Stream of attacks: {config.stem}"), encoding="utf-8")
+    print_table("arms: EER in %", rows_of(rows))
+    console.print(f"open {escape(str(output / PAGE))} in a browser")
+
+
+def _run(plan: Any, settings: dict[str, Any], output: Path, jobs: list[Any], processes: int, report: Report) -> None:
+    """The detectors that courses start from, then all courses that are not there yet, each a task of a pool of processes."""
+    starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
+    waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
+    if starts or waiting:
+        _parts(settings, plan, report)  # says what is wrong with the data before processes start
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    for stage, task, parts in (("starts", start, starts), ("courses", course, waiting)):
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            running = [pool.submit(task, str(output), threads, part) for part in parts]
+            try:
+                for done, finished in enumerate(as_completed(running), 1):
+                    report.say(f"{finished.result()} ({done} of {len(running)})")
+                    report(stage, done, len(running))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def start(output: str, threads: int, seed: int) -> str:
+    """In a process of the pool: trains the detector that courses of a seed start from."""
+    from ..audio.stream.course import train_start
+
+    model, plan, parts = _prepared(output, threads)
+    draft = Path(output) / STARTS / f".{seed}.{os.getpid()}"
+    train_start(model, parts, plan, seed, draft)
+    draft.rename(Path(output) / STARTS / str(seed))
+    return f"start of seed {seed}"
+
+
+def course(output: str, threads: int, job: Any) -> str:
+    """In a process of the pool: one course, written when it is complete."""
+    from ..audio.stream.course import course as run_course
+    from ..audio.stream.course import described
+
+    _, plan, parts = _prepared(output, threads)
+    told = run_course(Path(output) / STARTS / str(job.seed), parts, plan, job)
+    path = Path(output) / COURSES / f"{job.name}.json"
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(told, allow_nan=False), encoding="utf-8")
+    draft.rename(path)
+    return described(told)
+
+
+@cache
+def _prepared(output: str, threads: int) -> tuple[str, Any, Any]:
+    """Once in a process: the model's name, the stream, and the parts of the data."""
+    import torch
+
+    from ..audio.recipe import read_yaml
+
+    torch.set_num_threads(threads)
+    console.quiet = True  # the first process has said what there is to say
+    quiet()
+    settings = read_yaml(Path(output) / SETTINGS)
+    plan = _plan_of(settings)
+    return str(settings["model"]), plan, _parts(settings, plan, Report(None, None))
+
+
+def _plan_of(settings: dict[str, Any]) -> Any:
+    from ..audio.stream.settings import stream_of
+
+    return stream_of({name: value for name, value in settings.items() if name not in ("model", "data", *DEFAULTS)})
+
+
+def _parts(settings: dict[str, Any], plan: Any, report: Report) -> Any:
+    """All splits of the corpora, pooled and parted anew."""
+    from datasets import concatenate_datasets
+
+    from ..audio.stream.parts import parts_of
+
+    splits = load_splits(DEFAULTS | settings, ("train", "dev", "eval"), 0, report)
+    return parts_of(concatenate_datasets(list(splits.values())), plan)
