@@ -16,6 +16,7 @@ from ..observe.statistics import WatchedSite
 from ..sites import NeuronSlice, Site, require_ability
 from .optimizer_state import copies_of, followers, state_slices
 from .optimizers import Optimizers
+from .pairs import pair_up
 
 
 def apply_decisions(
@@ -81,9 +82,13 @@ def apply_decisions(
         workspace=workspace,
         backend=config.backend,
     )
-    for known, mask, entries, copied, shifted in zip(watched, masks, unheard, copies, biases, strict=True):
+    for known, mask, entries, copied, shifted, decision, score in zip(
+        watched, masks, unheard, copies, biases, decisions, scores, strict=True
+    ):
         if entries is not None:
             known.site.up.weight.detach().masked_fill_(entries, 0.0)
+        if manner.paired and known.learns_whole:  # else a bias or norm that stays would tell the two apart
+            pair_up(known, mask, known.site.width if decision.most is None else decision.most, score)
         for follower in copied:
             follower.follow(mask)
         for copy, bias, before in shifted:
@@ -103,14 +108,16 @@ class _Manner(NamedTuple):
     outgoing: str
     silent: bool  # they go into reserve
     threshold: float  # new neurons are modelled on those that score above it
+    paired: bool  # they become pairs that cancel
     whole: bool  # frozen biases and the like are written too, since the slots were no neurons, or will be none
 
 
 def _manner(action: Action, config: DropInConfig) -> _Manner:
     if action is Action.PRUNE:
-        return _Manner("zero", "zero", True, config.threshold, True)
-    outgoing = "zero" if action is Action.GROW else config.outgoing
-    return _Manner(config.init, outgoing, False, config.threshold, action is Action.GROW)  # type: ignore[arg-type]
+        return _Manner("zero", "zero", True, config.threshold, False, True)
+    grown = action is Action.GROW
+    outgoing = "keep" if config.outgoing == "keep" and not grown else "zero"
+    return _Manner(config.init, outgoing, False, config.threshold, config.pairs and not grown, grown)  # type: ignore[arg-type]
 
 
 def _effective_mask(decision: Decision, action: Action, known: WatchedSite, init: str) -> Tensor:
