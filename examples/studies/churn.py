@@ -10,8 +10,8 @@ plain loop. A line of JSON for each run, then paired differences to "silent" ove
 
 replaced: neurons in all. again: of those that had 100 steps to live on, the share that was replaced within 100 steps. early:
 share replaced before they came to half of the median contribution of the neurons that the model came with. median: steps until
-half of the new ones have reached that median (Kaplan-Meier; none: they never did). weak: neurons below 10 % of their layer's mean
-contribution at the end. loss: mean of the last fifth of training. score: accuracy on the batches of the last fifth of the
+half of the new ones have reached that median (Kaplan-Meier; none: they never did). weak: neurons below 10 % of their layer's
+mean contribution at the end. loss: mean of the last fifth of training. score: accuracy on the batches of the last fifth of the
 tasks, seen before they are learned from (stream), or the dev EER (speech).
 
 What was seen is in RESULTS.md beside this file.
@@ -124,7 +124,9 @@ def stream(method: str, seed: int, quick: bool, folder: Path) -> dict[str, float
     chosen = [torch.randint(0, len(x), (32,), generator=draw) for _ in range(100 * tasks)]
     settings = {"interval": 25, "max_fraction": 0.02, "stop": None, "seed": seed}
     model = nn.Sequential(*hidden, nn.Linear(100, 10))
-    return train(model, method, settings, 3e-3, 100 * tasks, lambda s: (x[chosen[s]][:, pixels[s // 100]], y[chosen[s]]))
+    return train(
+        model, method, settings, 3e-3, 100 * tasks, lambda s: (x[chosen[s]][:, pixels[s // 100]], y[chosen[s]])
+    )
 
 
 def speech(method: str, seed: int, quick: bool, folder: Path) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 A neuron with zero outgoing weights adds nothing, and no gradient reaches its incoming weights: it is as useless as the one it
 replaced until its outgoing weights have grown, which may take longer than a training lasts. The two of a pair add nothing
 either, together, but each has a gradient at full size. Since their outgoing weights are opposite, so are the gradients of
-their incoming weights: the first step parts them. (Antisymmetric initialisation, arXiv 1905.07325, there of a whole network.)
+their incoming weights: the first step parts them. (Antisymmetric initialisation, arXiv 1905.07777, there of a whole network.)
 """
 
 from __future__ import annotations
