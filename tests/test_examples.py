@@ -72,3 +72,11 @@ def test_accelerate_loop(processes):
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{processes} processes, 100 steps: accuracy" in done.stdout
     assert "1 different networks" in done.stdout
+
+
+def test_pairs_earn_their_place_in_the_study_of_churn():
+    stream = runpy.run_path(str(EXAMPLES / "studies" / "churn.py"))["stream"]
+    silent, pair = (stream(method, 0, True, None) for method in ("silent", "pair"))
+    assert pair["again"] < 0.6 * silent["again"]
+    assert pair["early"] < 0.6 * silent["early"]
+    assert pair["weak"] < silent["weak"]
