@@ -6,7 +6,7 @@ from kinds import KINDS, decisions, hold_constant
 from tiny import tiny_mlp
 from torch import nn
 
-from hf_neuroplastic import DropIn, DropInConfig
+from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
 
 CONSTANTS = [(name, 0.0) for name in KINDS] + [
@@ -93,12 +93,19 @@ def test_neurons_replaced_at_their_first_judgement_are_counted():
     assert dropin.report()["neuro/replaced_total"] == 30.0
 
 
-def _replaced_again(seed, **settings):
-    """After 600 steps of fitting a random network whose outputs change sign on the way: total, share replaced again, weak."""
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "momentum": lambda p: torch.optim.SGD(p, lr=3e-2, momentum=0.9),
+    "neuroplastic": lambda p: NeuroPlastic(p, lr=1e-3),
+}
+
+
+def _replaced_again(make, seed, **settings):
+    """After 600 steps of fitting a random network whose outputs change sign on the way: total, share replaced again."""
     torch.manual_seed(seed)
     teacher, model = tiny_mlp(hidden=16), tiny_mlp(hidden=64)
     config = DropInConfig(interval=20, maturity=20, threshold=0.2, max_fraction=0.05, statistics_decay=0.9, **settings)
-    dropin, optimizer = DropIn(model, config, total_steps=600), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    dropin, optimizer = DropIn(model, config, total_steps=600), make(model.parameters())
     for step in range(600):
         x = torch.randn(32, 6)
         target = teacher(x).detach() * (-1) ** (step // 150)
@@ -107,12 +114,13 @@ def _replaced_again(seed, **settings):
         optimizer.zero_grad()
         dropin.step(optimizer)
     report = dropin.report()
-    return [report[f"neuro/{name}"] for name in ("replaced_total", "replaced_again", "weak_fraction")]
+    return [report["neuro/replaced_total"], report["neuro/replaced_again"]]
 
 
-def test_pairs_stay_where_silent_neurons_are_replaced_again():
-    silent = torch.tensor([_replaced_again(seed, outgoing="zero") for seed in range(3)]).mean(0)
-    pairs = torch.tensor([_replaced_again(seed) for seed in range(3)]).mean(0)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_pairs_stay_where_silent_neurons_are_replaced_again(make):
+    silent = torch.tensor([_replaced_again(make, seed, outgoing="zero") for seed in range(2)]).mean(0)
+    pairs = torch.tensor([_replaced_again(make, seed) for seed in range(2)]).mean(0)
     assert silent[1] > 0.5
     assert pairs[1] < 0.2
-    assert pairs[2] < silent[2]
+    assert pairs[0] < silent[0] / 2
