@@ -114,3 +114,11 @@ def test_adapter_memory(monkeypatch, capsys):
     example = runpy.run_path(str(EXAMPLES / "adapter_memory.py"), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[-len(example["ARMS"]) :]]
     assert [line[-4] for line in lines[-2:]] == [f"{2 * 4 * (64 + 1 + 64):,}"] * 2
+
+
+def test_pairs_earn_their_place_in_the_study_of_churn():
+    stream = runpy.run_path(str(EXAMPLES / "studies" / "churn.py"))["stream"]
+    silent, pair = (stream(method, 0, True, None) for method in ("silent", "pair"))
+    assert pair["again"] < 0.6 * silent["again"]
+    assert pair["early"] < 0.6 * silent["early"]
+    assert pair["weak"] < silent["weak"]

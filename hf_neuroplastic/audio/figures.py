@@ -31,7 +31,10 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
         if run.health:
             steps = [row["step"] for row in run.health]
             weak.plot(steps, [100 * row["neuro/weak_fraction"] for row in run.health], label=run.name)
-            replaced.plot(steps, [row["neuro/replaced_total"] for row in run.health], label=run.name)
+            total = [row["neuro/replaced_total"] for row in run.health]
+            again = [row["neuro/replaced_total"] * row["neuro/replaced_again"] for row in run.health]
+            line = replaced.plot(steps, total, label=run.name)[0]
+            replaced.plot(steps, again, color=line.get_color(), linestyle="--", label="of these, new ones again")
     dress_det(det)
     weak.set(xlabel="step", ylabel="neurons (%)", title="Contribution below 10 % of the layer's mean", ylim=0)
     replaced.set(xlabel="step", ylabel="neurons", title="Replaced so far", ylim=0)

@@ -78,6 +78,7 @@ def page_of(entries: Sequence[Entry], title: str = "Detectors of spoofed speech"
         _det(entries),
         _figure("Weak neurons (%): contribution below 10 % of the layer's mean", entries, _weak, "step"),
         _figure("Neurons replaced so far", entries, _replaced, "step"),
+        _figure("Of these, new ones again (%): at the first event that judged them", entries, _again, "step"),
         _figure("NeuroPlastic: root mean square of the plasticity coefficient", entries, _alpha, "step"),
         *(_layers(entry) for entry in entries),
     ]
@@ -174,6 +175,10 @@ def _weak(entry: Entry) -> Curve:
 
 def _replaced(entry: Entry) -> Curve:
     return _points(entry.run.get("health", []), "neuro/replaced_total")
+
+
+def _again(entry: Entry) -> Curve:
+    return _points(entry.run.get("health", []), "neuro/replaced_again", 100)
 
 
 def _alpha(entry: Entry) -> Curve:

@@ -22,7 +22,7 @@ from .schedules import Cosine, OneOff, Schedule, check_schedule, schedule_from_d
 
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
 INITS = ("normal", "fan_in", "layer", "split")
-OUTGOING = ("zero", "keep")
+OUTGOING = ("pair", "zero", "keep")
 BACKENDS = ("auto", "reference", "fused")
 
 
@@ -46,15 +46,21 @@ class DropInConfig:
         start, stop: replacement happens from step `start` on and before step `stop`. An int counts steps, a float in [0, 1]
             is a share of the whole training; `stop=None` never stops. Late replacements have no time left to learn.
         maturity: neurons younger than this many steps are left alone.
-        max_fraction: at most this share of a layer's active neurons is replaced per event, rounded up to a whole neuron.
+        max_fraction: at most this share of a layer's active neurons is replaced per event, rounded up to a whole neuron, or to
+            a pair.
         max_neuron_age: neurons older than this, and at least `maturity`, are replaced whatever their score; None for never.
         cooldown: steps for which a layer is left alone after neurons were replaced in it.
         init: incoming weights of a new neuron: "normal" N(0, init_std), bias 0; "fan_in" the variance of torch.nn.Linear's
             default, bias 0; "layer" the mean and deviation of the layer's own useful rows; "split" a copy of the strongest
             neuron, whose outgoing weights the two then share.
         init_std: standard deviation for init="normal".
-        outgoing: outgoing weights of a new neuron: "zero" (with the old neuron's mean contribution folded into the next bias,
-            so the output does not jump) or "keep".
+        outgoing: outgoing weights of a replaced neuron. The old neuron's mean contribution goes into the next bias, so that the
+            output does not jump, but for "keep". "pair": neurons are replaced two by two, with the same incoming weights and
+            opposite outgoing ones (those of a neuron of at least median score, and their negative), so the two cancel and
+            learn at full speed from their first step (arXiv 1905.07777); where only a part of a layer learns, as "zero".
+            "zero": silent. Nothing reaches the incoming weights of a silent neuron until its outgoing weights have grown, so
+            many are replaced again before: in examples/studies/churn.py, most. "keep": the old neuron's. init="split" shares
+            a strong neuron's instead of "pair" and "zero".
         synaptic_lr: rate of synaptic scaling, applied every step; 0 switches it off.
         homeostatic_target: the mean|z| that scaling drives each neuron to, or "layer" for the layer's own mean (the error is
             then relative).
@@ -96,7 +102,7 @@ class DropInConfig:
     cooldown: int = 0
     init: str = "layer"
     init_std: float = 0.01
-    outgoing: str = "zero"
+    outgoing: str = "pair"
     synaptic_lr: float = 0.0
     homeostatic_target: float | str = "layer"
     scale_range: tuple[float, float] = (0.1, 2.0)
@@ -149,6 +155,11 @@ class DropInConfig:
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.recurrent is not None:
             object.__setattr__(self, "recurrent", dict(self.recurrent))
+
+    @property
+    def pairs(self) -> bool:
+        """Whether neurons are replaced two by two; a split is heard at once without a partner."""
+        return self.outgoing == "pair" and self.init != "split"
 
     @property
     def changes_neurons(self) -> bool:
@@ -236,6 +247,7 @@ class DropInConfig:
             "maturity": 0,
             "max_fraction": 1.0,
             "init": "fan_in",
+            "outgoing": "zero",
             "stop": None,
         }
         return cls(**(settings | changes))
@@ -254,6 +266,7 @@ class DropInConfig:
             "maturity": 100,
             "max_fraction": min(1.0, rate * interval),
             "init": "fan_in",
+            "outgoing": "zero",
             "stop": None,
         }
         return cls(**(settings | changes))

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .config import DropInConfig
-from .decide.decisions import Action, Decision, is_due, plan_replacement, plan_widths, scheduled_widths, score_sites
+from .decide.decisions import (
+    Action,
+    Decision,
+    first_judged,
+    is_due,
+    plan_replacement,
+    plan_widths,
+    scheduled_widths,
+    score_sites,
+)
 from .dropin_state import checked_state, require_same_widths
 from .observe import fused_forward
 from .observe.health import neuron_health
@@ -261,7 +270,11 @@ class DropIn:
             "start_widths": [known.start_width for known in self.watched],
             "config": self.config.to_dict(),
             "sites": {
-                known.site.name: {**known.statistics.state_dict(), "replaced": known.replaced.clone()}
+                known.site.name: {
+                    **known.statistics.state_dict(),
+                    "replaced": known.replaced.clone(),
+                    "replaced_again": known.replaced_again.clone(),
+                }
                 for known in self.watched
             },
         }
@@ -275,8 +288,9 @@ class DropIn:
         loaded = checked_state(state, self.sites)
         require_same_widths(loaded, self.sites)
         self._all.load_state_dict(loaded.all_neurons.state_dict())
-        for known, start_width, replaced in zip(self.watched, loaded.start_widths, loaded.replaced, strict=True):
-            known.start_width, known.replaced = start_width, replaced
+        rows = zip(self.watched, loaded.start_widths, loaded.replaced, loaded.replaced_again, strict=True)
+        for known, start_width, replaced, again in rows:
+            known.start_width, known.replaced, known.replaced_again = start_width, replaced, again
         self.events = loaded.events
         self.restart(loaded.step_count)
         self._factors.update()
@@ -287,6 +301,7 @@ class DropIn:
             observer.enabled = self.step_count % self.config.observe_every == 0
 
     def _carry_out(self, decisions: list[Decision], scores: list[Tensor], optimizers: Optimizers) -> None:
+        young = [first_judged(known.statistics, self.config) for known in self.watched]
         changed = apply_decisions(
             self.watched,
             decisions,
@@ -298,8 +313,10 @@ class DropIn:
         )
         self.events += 1
         if decisions[0].action is Action.REPLACE:
-            for known, mask in zip(self.watched, changed, strict=True):
+            for known, mask, early in zip(self.watched, changed, young, strict=True):
                 known.replaced = known.replaced.to(mask.device, non_blocking=True) + mask.sum()
+                again = (mask & early).sum()
+                known.replaced_again = known.replaced_again.to(mask.device, non_blocking=True) + again
 
 
 def _checked_total_steps(total_steps: Any, config: DropInConfig) -> int | None:

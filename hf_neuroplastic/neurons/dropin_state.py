@@ -11,6 +11,8 @@ from torch import Tensor
 from .observe.statistics import NeuronStatistics
 from .sites import Site
 
+COUNTS = ("replaced", "replaced_again")
+
 
 class DropInState(NamedTuple):
     """What a `DropIn.state_dict` says; lists have one entry per site."""
@@ -19,7 +21,8 @@ class DropInState(NamedTuple):
     events: int
     start_widths: list[int]
     widths: list[int]
-    replaced: list[Tensor]  # 0-dim
+    replaced: list[Tensor]  # 0-dim, as the next
+    replaced_again: list[Tensor]
     all_neurons: NeuronStatistics  # of all sites side by side
 
 
@@ -49,10 +52,9 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
             f"state['start_widths'] must be {len(own)} ints of at least 0, one per site, got {start_widths!r}"
         )
     groups = [dict(state["sites"][name]) for name in own]
-    replaced = [group.pop("replaced", torch.zeros((), dtype=torch.int64)).clone() for group in groups]
-    for name, count in zip(own, replaced, strict=True):
-        if count.dtype != torch.int64 or count.ndim or count < 0:
-            raise ValueError(f"site {name!r}: replaced must be one int64 of at least 0, got {count}")
+    replaced, again = (
+        [_popped_count(name, group, key) for name, group in zip(own, groups, strict=True)] for key in COUNTS
+    )
     widths = [group["age"].numel() if "age" in group else 0 for group in groups]
     all_neurons = NeuronStatistics.unknown(sum(widths))
     for name, known, group in zip(own, all_neurons.split(widths), groups, strict=True):
@@ -60,7 +62,14 @@ def checked_state(state: Mapping[str, Any], sites: Sequence[Site]) -> DropInStat
             known.load_state_dict(group)
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from None
-    return DropInState(state["step_count"], state["events"], list(start_widths), widths, replaced, all_neurons)
+    return DropInState(state["step_count"], state["events"], list(start_widths), widths, replaced, again, all_neurons)
+
+
+def _popped_count(site: str, group: dict[str, Any], name: str) -> Tensor:
+    count = group.pop(name, torch.zeros((), dtype=torch.int64)).clone()
+    if count.dtype != torch.int64 or count.ndim or count < 0:
+        raise ValueError(f"site {site!r}: {name} must be one int64 of at least 0, got {count}")
+    return count
 
 
 def require_same_widths(state: DropInState, sites: Sequence[Site]) -> None:

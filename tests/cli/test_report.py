@@ -83,7 +83,7 @@ def test_the_page_tells_what_the_runs_tell_and_loads_nothing(folders, tmp_path):
         shown = row["name"] if row["name"] == row["group"] else f"{row['name']} ({row['group']})"
         assert by_name[shown] == f"{100 * row['eer']:.1f}"
     captions = re.findall("<figcaption>(.*?)</figcaption>", text)
-    assert len(captions) == text.count("<svg") == 7
+    assert len(captions) == text.count("<svg") == 8
     assert captions[-1] == "Weak neurons (%) by layer: &lt;plastic&gt;"
     plasticity = json.loads((folders / "<plastic>" / "results.json").read_text())["runs"][0]["plasticity"]
     assert [row["step"] for row in plasticity] == [1, 2, 3, 4, 5, 6]

@@ -122,7 +122,7 @@ def test_shares_of_training_are_taken_of_the_trainers_steps(tmp_path):
     config = DropInConfig(interval=1, start=0.5, stop=0.75, maturity=0, max_fraction=0.01, threshold=float("inf"))
     trainer, callback = trainer_of(tmp_path, config=config, max_steps=8)
     trainer.train()
-    assert [int(count) for count in callback.dropin.replaced] == [2, 2]  # at steps 4 and 5
+    assert [int(count) for count in callback.dropin.replaced] == [4, 4]  # a pair at steps 4 and 5
 
 
 def test_training_twice_starts_the_schedule_anew(tmp_path):

@@ -72,6 +72,7 @@ def replace(rank):
         run_together(rank, DropInConfig(init=init, **EVENTFUL))
     for criterion in ("utility", "random", "dormant"):
         run_together(rank, DropInConfig(criterion=criterion, **EVENTFUL))
+    run_together(rank, DropInConfig(outgoing="zero", **EVENTFUL))
     run_together(rank, DropInConfig(outgoing="keep", **EVENTFUL), optimizer=torch.optim.RMSprop)
     run_together(rank, DropInConfig(synaptic_lr=0.05, **EVENTFUL), optimizer=torch.optim.ASGD)
 
@@ -119,7 +120,7 @@ def act_on_equal_weights(rank):
 
 
 def count(rank):
-    """One collective for each step, and two more for each event, whatever the number of layers."""
+    """One collective for each step, and three more for each event, whatever the number of layers."""
     for layers in (1, 4):
         model = network(layers)
         dropin = DropIn(model, DropInConfig(**EVENTFUL))
@@ -136,7 +137,7 @@ def count(rank):
             with CommDebugMode() as seen:
                 dropin.step(optimizer)
             counted.append(seen.get_total_counts())
-        assert counted[2:] == [1, 3, 1, 3]
+        assert counted[2:] == [1, 4, 1, 4]
 
 
 def agree_with_ddp(rank):

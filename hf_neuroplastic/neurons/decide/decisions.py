@@ -31,10 +31,12 @@ class Decision:
     """An action and the neurons it concerns: `mask` [N] bool, on the site's device.
 
     A mask rather than a list of indices: its size does not depend on its content, so deciding needs no synchronisation.
+    `most`: no more neurons than this are chosen, where that is known without looking at the mask.
     """
 
     action: Action
     mask: Tensor
+    most: int | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -126,12 +128,13 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
 
     A neuron is a candidate if it is active, was observed since the last event, is at least `maturity` old, and either scores
     at most `threshold` or is older than `max_neuron_age`. The budget is `max_fraction` of the active neurons, rounded up
-    (split needs a distinct donor for each, so there it is at most half of them). A site that is cooling down replaces none.
+    (split needs a distinct donor for each, so there it is at most half of them). Pairs are rounded up to a whole pair, and a
+    candidate without another waits for one. A site that is cooling down replaces none.
 
     Args:
         scores: [N] float32.
         statistics: of the same site.
-        config: threshold, maturity, max_fraction, max_neuron_age, cooldown.
+        config: threshold, maturity, max_fraction, max_neuron_age, cooldown, pairs.
     """
     useless = scores <= config.threshold
     if config.max_neuron_age is not None:
@@ -142,7 +145,17 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
     budget = torch.ceil(active * config.max_fraction - 1e-6)  # 1e-6: 0.07 * 100 is 7, not 7.000000000000001
     if config.init == "split":
         budget = torch.minimum(budget, active // 2)
-    return Decision(Action.REPLACE, lowest(scores, candidates, budget))
+    candidates &= ~scores.isnan()
+    most = math.ceil(scores.numel() * config.max_fraction)
+    if config.pairs:
+        budget = torch.minimum(torch.ceil(budget / 2), candidates.sum() // 2) * 2
+        most = most + 1
+    return Decision(Action.REPLACE, lowest(scores, candidates, budget), most)
+
+
+def first_judged(statistics: NeuronStatistics, config: DropInConfig) -> Tensor:
+    """[N] bool: neurons that DropIn made, at the first event at which they are old enough, or before."""
+    return statistics.fresh & (statistics.age < max(config.maturity, 1) + config.interval)
 
 
 def decide_width(

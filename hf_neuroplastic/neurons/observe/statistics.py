@@ -220,6 +220,8 @@ class WatchedSite:
     Attributes:
         start_width: active neurons at the start of training.
         replaced: 0-dim int64 tensor: how many neurons have been replaced.
+        replaced_again: 0-dim int64 tensor: how many of these DropIn had made itself, and went at the first event at which they
+            were old enough.
         learns: whether the weights are trained by the optimizers that DropIn was given last; neurons of other sites stay.
         learns_whole: whether biases and the rest are trained as well, without which no neuron can be silenced.
     """
@@ -228,6 +230,7 @@ class WatchedSite:
     statistics: NeuronStatistics
     start_width: int
     replaced: Tensor
+    replaced_again: Tensor
     learns: bool = True
     learns_whole: bool = True
 
@@ -239,5 +242,8 @@ def watched_sites(
     parts = all_neurons.split([site.width for site in sites])
     for site, part in zip(sites, parts, strict=True):
         part.active &= ~inert_slots(site)
-    replaced = torch.zeros(len(sites), dtype=torch.int64, device=all_neurons.weight.device).unbind()
-    return [WatchedSite(*row) for row in zip(sites, parts, start_widths, replaced, strict=True)]
+    replaced = torch.zeros(2, len(sites), dtype=torch.int64, device=all_neurons.weight.device).unbind(1)
+    return [
+        WatchedSite(site, part, width, *counts)
+        for site, part, width, counts in zip(sites, parts, start_widths, replaced, strict=True)
+    ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuroplastic_kernels import Incoming, Init, NeuronTensors, StateSlice, neuron_reinit
+from neuroplastic_kernels import Incoming, Init, NeuronTensors, StateSlice, in_turn, is_sharded, neuron_reinit
 
 from ..config import DropInConfig
 from ..decide.decisions import Action, Decision
@@ -16,6 +16,7 @@ from ..observe.statistics import WatchedSite
 from ..sites import NeuronSlice, Site, require_ability
 from .optimizer_state import copies_of, followers, state_slices
 from .optimizers import Optimizers
+from .pairs import pair_up
 
 
 def apply_decisions(
@@ -81,9 +82,16 @@ def apply_decisions(
         workspace=workspace,
         backend=config.backend,
     )
-    for known, mask, entries, copied, shifted in zip(watched, masks, unheard, copies, biases, strict=True):
+    for known, entries in zip(watched, unheard, strict=True):
         if entries is not None:
             known.site.up.weight.detach().masked_fill_(entries, 0.0)
+    pairs = [
+        pair_up(known, mask, known.site.width if decision.most is None else decision.most, score)
+        for known, mask, decision, score in zip(watched, masks, decisions, scores, strict=True)
+        if manner.paired and known.learns_whole  # else a bias or norm that stays would tell the two apart
+    ]
+    in_turn(pairs, together=any(is_sharded(weight) for known in watched for weight in known.site.weights))
+    for known, mask, copied, shifted in zip(watched, masks, copies, biases, strict=True):
         for follower in copied:
             follower.follow(mask)
         for copy, bias, before in shifted:
@@ -103,14 +111,16 @@ class _Manner(NamedTuple):
     outgoing: str
     silent: bool  # they go into reserve
     threshold: float  # new neurons are modelled on those that score above it
+    paired: bool  # they become pairs that cancel
     whole: bool  # frozen biases and the like are written too, since the slots were no neurons, or will be none
 
 
 def _manner(action: Action, config: DropInConfig) -> _Manner:
     if action is Action.PRUNE:
-        return _Manner("zero", "zero", True, config.threshold, True)
-    outgoing = "zero" if action is Action.GROW else config.outgoing
-    return _Manner(config.init, outgoing, False, config.threshold, action is Action.GROW)  # type: ignore[arg-type]
+        return _Manner("zero", "zero", True, config.threshold, False, True)
+    grown = action is Action.GROW
+    outgoing = "keep" if config.outgoing == "keep" and not grown else "zero"
+    return _Manner(config.init, outgoing, False, config.threshold, config.pairs and not grown, grown)  # type: ignore[arg-type]
 
 
 def _effective_mask(decision: Decision, action: Action, known: WatchedSite, init: str) -> Tensor:

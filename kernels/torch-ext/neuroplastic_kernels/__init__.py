@@ -1,7 +1,19 @@
 """Operations for plasticity during fine-tuning: each a PyTorch reference, most with a fused form of the same signature."""
 
 from .common.philox import uniform
-from .common.shards import add_over_shards, add_up, added_up_over, is_sharded, part_of, split_over
+from .common.shards import (
+    Sums,
+    add_over_shards,
+    add_up,
+    added_up_over,
+    entries,
+    in_turn,
+    is_sharded,
+    part_of,
+    put,
+    split_along,
+    split_over,
+)
 from .dispatch import (
     BACKENDS,
     FUSED_DTYPES,
@@ -31,13 +43,16 @@ __all__ = [
     "NeuronFactor",
     "NeuronTensors",
     "StateSlice",
+    "Sums",
     "activation_name",
     "add_over_shards",
     "add_up",
     "added_up_over",
     "aligned",
     "eight_bit",
+    "entries",
     "ffn_activation",
+    "in_turn",
     "is_flat",
     "is_sharded",
     "neuron_reinit",
@@ -45,9 +60,11 @@ __all__ = [
     "part_of",
     "plasticity_step",
     "plasticity_steps",
+    "put",
     "record_neuron_sums",
     "select",
     "settle",
+    "split_along",
     "split_over",
     "state_dtype",
     "synaptic_scale",

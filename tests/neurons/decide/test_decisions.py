@@ -32,11 +32,15 @@ def _chosen(scores, statistics=None, **settings):
     ("settings", "expected"),
     [
         ({"max_fraction": 1.0}, [0, 3]),
-        ({"max_fraction": 0.1}, [3]),  # the lowest of the two
-        ({"max_fraction": 0.11}, [0, 3]),  # rounded up
+        ({"max_fraction": 0.1, "outgoing": "zero"}, [3]),  # the lowest of the two
+        ({"max_fraction": 0.1}, [0, 3]),  # rounded up to a pair
+        ({"max_fraction": 0.11, "outgoing": "zero"}, [0, 3]),  # rounded up
+        ({"max_fraction": 1.0, "threshold": 0.25}, [0, 3]),  # the third of three waits for a partner
+        ({"max_fraction": 1.0, "threshold": 0.25, "outgoing": "zero"}, [0, 1, 3]),
+        ({"max_fraction": 1.0, "threshold": 0.07}, []),
         ({"max_fraction": 0.0}, []),
         ({"threshold": 0.0, "max_fraction": 1.0}, []),
-        ({"threshold": math.inf, "max_fraction": 0.3}, [0, 1, 3]),
+        ({"threshold": math.inf, "max_fraction": 0.3}, [0, 1, 2, 3]),
         ({"max_fraction": 1.0, "maturity": 1001}, []),
         ({"max_fraction": 1.0, "max_neuron_age": 999}, list(range(10))),
         ({"max_fraction": 1.0, "max_neuron_age": 1000}, [0, 3]),
@@ -53,7 +57,19 @@ def test_young_unobserved_and_reserve_neurons_are_left_alone():
     statistics.age[0] = 5
     statistics.seen[1] = False
     statistics.active[2] = False
-    assert _chosen([0.0] * 4, statistics, max_fraction=1.0) == [3]
+    assert _chosen([0.0] * 4, statistics, max_fraction=1.0, outgoing="zero") == [3]
+
+
+@pytest.mark.parametrize("outgoing", ["pair", "zero"])
+@pytest.mark.parametrize("width", [1, 2, 7, 10])
+@pytest.mark.parametrize("max_fraction", [0.0, 0.01, 0.1, 0.35, 1.0])
+def test_a_decision_keeps_to_the_bound_that_it_tells(width, max_fraction, outgoing):
+    settings = DropInConfig(threshold=math.inf, max_fraction=max_fraction, outgoing=outgoing)
+    decision = decide_replacement(torch.rand(width), _statistics(width), settings)
+    chosen = len(decision.indices)
+    assert chosen <= decision.most
+    assert outgoing == "zero" or chosen % 2 == 0
+    assert chosen >= math.floor(width * max_fraction) - (outgoing == "pair")
 
 
 def test_ties_go_to_the_lower_index_and_nan_is_never_chosen():

@@ -218,7 +218,7 @@ def test_state_that_averages_the_weights_follows_the_new_ones(make, name):
     mask = _mask()
     assert torch.equal(optimizer.state[model[0].weight][name][mask], model[0].weight[mask])
     assert torch.equal(optimizer.state[model[0].weight][name][~mask], kept[~mask])
-    assert not optimizer.state[model[2].weight][name][:, mask].any()
+    assert torch.equal(optimizer.state[model[2].weight][name][:, mask], model[2].weight[:, mask])
     shift = model[2].bias.detach() - bias
     assert shift.any()
     torch.testing.assert_close(optimizer.state[model[2].bias][name] - average, shift)
@@ -371,5 +371,5 @@ def test_a_whole_model_trains_on_after_surgery(family):
         optimizer.step()
         optimizer.zero_grad()
         dropin.step(optimizer)
-    assert [int(count) for count in dropin.replaced] == [15, 15]  # ceil(.2 * 24) = 5, three times
+    assert [int(count) for count in dropin.replaced] == [18, 18]  # ceil(.2 * 24) = 5, up to a pair, three times
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -3,7 +3,7 @@
 A plain tensor is held whole, and its sums are complete, so that one text serves both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Sums = list[tuple[Tensor, Tensor]]  # each with the tensor over whose shards it is completed
+
 
 class Part(NamedTuple):
-    """What this process holds of a tensor: the entries from `start` on along dimension `dim`, and all along the others."""
+    """What this process holds of a tensor: the entries from `start` on along dimension `dim`, and all along others."""
 
     tensor: Tensor
-    dim: int = 0
+    dim: int | None = None  # None: all of the tensor is held
     start: int = 0
 
     def span(self, dim: int) -> slice:
@@ -25,9 +27,14 @@ class Part(NamedTuple):
         return slice(start, start + self.tensor.shape[dim])
 
     def find(self, places: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Which of `places` along `dim` of the whole tensor are held here ([K] bool), and where in what is held."""
+        """[H] int64, which of `places` along `dim` of the whole tensor are held here; [H], where in what is held.
+
+        Waits for the device where the tensor is split along `dim`.
+        """
+        if dim != self.dim:
+            return torch.arange(places.numel(), device=places.device), places
         span = self.span(dim)
-        held = (places >= span.start) & (places < span.stop)
+        held = ((places >= span.start) & (places < span.stop)).nonzero().squeeze(1)
         return held, places[held] - span.start
 
 
@@ -66,7 +73,7 @@ def part_of(tensor: Any) -> Part:
 
 def split_along(tensor: Any, dim: int) -> bool:
     """Whether other processes hold other places along `dim`."""
-    return bool(split_over(tensor)) and part_of(tensor).dim == dim
+    return part_of(tensor).dim == dim
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -78,9 +85,11 @@ def entries(tensor: Tensor, dim: int, places: Tensor) -> Tensor:
     """The entries at `places` along `dim`, wide; 0 for those that other processes hold."""
     part = part_of(tensor)
     held, index = part.find(places, dim)
+    found = part.tensor.index_select(dim, index).to(wide(part.tensor))
+    if dim != part.dim:
+        return found
     shape = [places.numel() if d == dim else size for d, size in enumerate(part.tensor.shape)]
-    found = part.tensor.new_zeros(shape, dtype=wide(part.tensor))
-    return found.index_copy_(dim, held.nonzero().squeeze(1), part.tensor.index_select(dim, index).to(found.dtype))
+    return found.new_zeros(shape).index_copy_(dim, held, found)
 
 
 def put(tensor: Tensor, dim: int, places: Tensor, values: Tensor | float) -> None:
@@ -88,9 +97,22 @@ def put(tensor: Tensor, dim: int, places: Tensor, values: Tensor | float) -> Non
     part = part_of(tensor)
     held, index = part.find(places, dim)
     if isinstance(values, Tensor):
-        part.tensor.index_copy_(dim, index, values.index_select(dim, held.nonzero().squeeze(1)).to(part.tensor.dtype))
+        part.tensor.index_copy_(dim, index, values.index_select(dim, held).to(part.tensor.dtype))
     else:
         part.tensor.index_fill_(dim, index, values)
+
+
+def in_turn(works: Sequence[Iterator[Sums]], together: bool) -> None:
+    """Runs works that yield sums once and go on when these are complete.
+
+    together: all works reach their sums before the first goes on, and one reduction completes all; else one work ends before
+    the next begins, which then finds what the earlier left.
+    """
+    if together:
+        add_over_shards([each for work in works for each in next(work, [])])
+    for work in works:
+        for sums in work:
+            add_over_shards(sums)
 
 
 def add_over_shards(sums: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -1,7 +1,6 @@
 """Rebirth of neurons: fresh incoming weights, silent outgoing weights, initial optimizer state."""
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.philox import normal, uniform
-from ..common.shards import add_over_shards, entries, is_sharded, part_of, put, split_along, wide
+from ..common.shards import Sums, entries, in_turn, is_sharded, part_of, put, split_along, wide
 from .neurons import Incoming, Init, NeuronTensors, StateSlice, templates
 
 Words = tuple[int, int, int, int]  # seed, event, site, and what is drawn
@@ -67,10 +66,7 @@ def neuron_reinit(
     if init == "split":
         check_split(sites)
     rebirths = [_rebirth(tensors, init, std, outgoing, seed, event) for tensors in sites]
-    if any(is_sharded(tensor) for tensors in sites for tensor in tensors.written()):
-        add_over_shards([each for rebirth in rebirths for each in next(rebirth, ())])
-    for rebirth in rebirths:
-        deque(rebirth, maxlen=0)  # to its end
+    in_turn(rebirths, together=any(is_sharded(tensor) for tensors in sites for tensor in tensors.written()))
 
 
 def check_split(sites: Sequence[NeuronTensors]) -> None:
@@ -87,15 +83,13 @@ def check_split(sites: Sequence[NeuronTensors]) -> None:
             )
 
 
-def _rebirth(
-    tensors: NeuronTensors, init: Init, std: float, outgoing: str, seed: int, event: int
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _rebirth(tensors: NeuronTensors, init: Init, std: float, outgoing: str, seed: int, event: int) -> Iterator[Sums]:
     """One site: measures, yields the sums that are still to be completed over shards, then writes."""
     chosen = tensors.mask.nonzero().squeeze(1)
     if chosen.numel() == 0:
         return
     modelled = templates(tensors.survivors).nonzero().squeeze(1)
-    down, sums = tensors.down_weight, list[tuple[Tensor, Tensor]]()
+    down, sums = tensors.down_weight, Sums()
     gone = _mean_contribution(tensors, chosen, sums) if outgoing == "zero" else None
     if init == "split":
         assert down is not None  # check_split
@@ -130,14 +124,14 @@ def _rebirth(
         put(state.tensor, state.dim, chosen, value)
 
 
-def _taken(tensor: Tensor, dim: int, places: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _taken(tensor: Tensor, dim: int, places: Tensor, sums: Sums) -> Tensor:
     found = entries(tensor, dim, places)
     if split_along(tensor, dim):
         sums.append((found, tensor))
     return found
 
 
-def _mean_contribution(tensors: NeuronTensors, chosen: Tensor, sums: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+def _mean_contribution(tensors: NeuronTensors, chosen: Tensor, sums: Sums) -> Tensor | None:
     """[M]: what the chosen neurons give on average."""
     if tensors.down_weight is None or tensors.down_bias is None or tensors.mean_output is None:
         return None
@@ -149,7 +143,7 @@ def _mean_contribution(tensors: NeuronTensors, chosen: Tensor, sums: list[tuple[
     return gone
 
 
-def _row_sums(up: Incoming, modelled: Tensor, sums: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _row_sums(up: Incoming, modelled: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
     """[2] and [1]: sums of the models' weights and of their squares, and of their biases."""
     rows = entries(up.weight, 0, modelled)
     of_weights = torch.stack([rows.sum(), rows.square().sum()])
