@@ -2,8 +2,8 @@
 
     python examples/detect_spoofed_speech.py facebook/wav2vec2-base /data/ASVspoof2019 recordings/ --output detector
 
-The corpus may have any layout that `hf-neuroplastic corpus show` knows. `hf-neuroplastic train`, `evaluate` and `predict` do the
-same, and write tables, score files and pictures beside.
+The corpus may have any layout that `hf-neuroplastic corpus show` knows. `hf-neuroplastic train`, `evaluate` and `predict` do
+the same, and write tables, score files and pictures beside.
 """
 
 import argparse
