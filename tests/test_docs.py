@@ -51,7 +51,6 @@ def option_names(command):
 def test_examples_run(page, tmp_path, monkeypatch):
     """One namespace for a page; a small detector stands in for the Hub's models, and is what `out/model` holds."""
     from detectors import save_detector
-    from transformers import AutoFeatureExtractor, AutoModelForAudioClassification  # noqa: F401
 
     monkeypatch.chdir(tmp_path)
     small = save_detector("wav2vec2", tmp_path / "small")
@@ -64,14 +63,16 @@ def test_examples_run(page, tmp_path, monkeypatch):
         exec(compile(block.replace("facebook/wav2vec2-base", str(small)), str(page), "exec"), namespace)
 
 
-def test_streams_are_taken():
-    from hf_neuroplastic.audio.stream.settings import stream_of
-
-    found = blocks(DOCS / "stream.md", "yaml")
+@pytest.mark.parametrize(
+    ("page", "module", "taken"), [("stream", "stream.settings", "stream_of"), ("detector", "recipe", "recipe_of")]
+)
+def test_settings_are_taken(page, module, taken):
+    found = blocks(DOCS / f"{page}.md", "yaml")
     assert found
     for block in found:
         settings = yaml.safe_load(block)
-        stream_of({name: value for name, value in settings.items() if name not in ("model", "data")})
+        del settings["model"], settings["data"]
+        getattr(importlib.import_module(f"hf_neuroplastic.audio.{module}"), taken)(settings)
 
 
 @parametrised(PAGES)
@@ -177,7 +178,6 @@ def _module(name):
 
 @parametrised(PAGES)
 def test_names_of_the_package_in_sentences_exist(page):
-    """`DropInConfig.x` and `DropIn.x` and the names that examples import."""
     import hf_neuroplastic
 
     for owner, name in re.findall(r"`(DropIn|DropInConfig|NeuroPlastic|DropInCallback)\.(\w+)", page.read_text()):
