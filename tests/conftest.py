@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 # What the command line and the corpora need comes with the `demo` extra; the kernels can be tested where it is missing.
 EXTRAS = ("datasets", "evaluate", "matplotlib", "soundfile", "typer")
 MISSING = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
-collect_ignore = ["audio", "cli", "test_examples.py"] if MISSING else []
+collect_ignore = ["audio", "cli", "test_docs.py", "test_examples.py"] if MISSING else []
 
 
 def pytest_report_header():

@@ -22,7 +22,7 @@ def test_plain_loop_replaces_the_dead():
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "ast"])
-def test_trainer(kind, tmp_path, monkeypatch, capsys):
+def test_trainer_quickstart(kind, tmp_path, monkeypatch, capsys):
     from detectors import save_detector
 
     from hf_neuroplastic.audio import write_corpus
@@ -30,14 +30,42 @@ def test_trainer(kind, tmp_path, monkeypatch, capsys):
     corpus = write_corpus(tmp_path / "corpus", utterances={"train": 8, "dev": 4, "eval": 8})
     save_detector(kind, tmp_path / "model")
     arguments = [str(tmp_path / "model"), str(corpus), "--output", str(tmp_path / "out"), "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments])
-    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["trainer_quickstart.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "trainer_quickstart.py"), run_name="__main__")
     assert "EER" in capsys.readouterr().out
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert (checkpoint / "neuroplastic.json").is_file()
-    monkeypatch.setattr(sys, "argv", ["trainer.py", *arguments[:-1], "3", "--resume", str(checkpoint)])
-    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["trainer_quickstart.py", *arguments[:-1], "3", "--resume", str(checkpoint)])
+    runpy.run_path(str(EXAMPLES / "trainer_quickstart.py"), run_name="__main__")
     assert (tmp_path / "out" / "checkpoint-3").is_dir()
+
+
+def test_detect_spoofed_speech(tmp_path, monkeypatch, capsys):
+    from detectors import save_detector
+
+    from hf_neuroplastic.audio import write_corpus
+    from hf_neuroplastic.audio.synthetic.corpus import write_recordings
+
+    corpus = write_corpus(tmp_path / "corpus", utterances={"train": 8, "dev": 4, "eval": 8})
+    recordings = write_recordings(tmp_path / "recordings")
+    save_detector("wav2vec2", tmp_path / "model")
+    arguments = [str(tmp_path / "model"), str(corpus), str(recordings), "--output", str(tmp_path / "detector")]
+    monkeypatch.setattr(sys, "argv", ["detect_spoofed_speech.py", *arguments, "--steps", "2", "--seconds", "0.5"])
+    runpy.run_path(str(EXAMPLES / "detect_spoofed_speech.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "on eval" in printed
+    assert all(f"{name}.flac: " in printed for name in ("bonafide", "known-attack", "unknown-attack"))
+    assert {"detector.json", "model.safetensors", "preprocessor_config.json"} <= {
+        path.name for path in (tmp_path / "detector").iterdir()
+    }
+
+
+def test_grow_and_compress(tmp_path, monkeypatch, capsys):
+    arguments = ["--output", str(tmp_path), "--steps", "6", "--neurons", "8", "--share", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["grow_and_compress.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "grow_and_compress.py"), run_name="__main__")
+    lines = [line.split(" neurons a layer")[0] for line in capsys.readouterr().out.splitlines() if "a layer" in line]
+    assert lines == ["grown: 72", "pruned: 72", "compacted by 72 slots: 36"]
 
 
 def test_continual_learning(tmp_path, monkeypatch, capsys):
@@ -60,7 +88,7 @@ def test_eight_bit_state(monkeypatch, capsys):
     size = Scale({"train": 8, "dev": 4, "eval": 8}, Recipe(steps=1, batch_size=2, seconds=0.5))
     monkeypatch.setattr("hf_neuroplastic.audio.demo.scale", lambda *_: size)
     monkeypatch.setattr(sys, "argv", ["eight_bit_state.py", "--seeds", "1"])
-    runpy.run_path(str(EXAMPLES / "eight_bit_state.py"), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "studies" / "eight_bit_state.py"), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "EER" in line]
     assert [line.split()[2] for line in lines] == ["neuroplastic", "neuroplastic-8bit"]
 

@@ -225,8 +225,8 @@ def load_corpus(
         on_error, check: as `load_asvspoof2019`.
 
     Raises:
-        ValueError: another format or split. FileNotFoundError: no such corpus, or no such split in it. Others as the layout's
-        own loader.
+        ValueError: another format or split; and what the layout's own loader raises.
+        FileNotFoundError: no such corpus, or no such split in it.
     """
     root, options = Path(root), options or Options()
     name = layout_of(root, format, options)

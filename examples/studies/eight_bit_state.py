@@ -1,6 +1,6 @@
 """NeuroPlastic with 32-bit and with 8-bit optimizer state on the demonstration's corpus, model and settings.
 
-OMP_NUM_THREADS=1 python examples/eight_bit_state.py --seeds 3
+OMP_NUM_THREADS=1 python examples/studies/eight_bit_state.py --seeds 3
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Fine-tune a pretrained audio model on ASVspoof 2019 with NeuroPlastic and DropIn, under the Hugging Face Trainer.
 
-    python examples/trainer.py facebook/wav2vec2-base /data/ASVspoof2019 --output out
+    python examples/trainer_quickstart.py facebook/wav2vec2-base /data/ASVspoof2019 --output out
 
 To go on from a checkpoint, with the neurons as they were: --resume out/checkpoint-500
-On several GPUs, the same: accelerate launch examples/trainer.py ...
+On several GPUs, the same: accelerate launch examples/trainer_quickstart.py ...
 """
 
 import argparse
