@@ -139,7 +139,7 @@ def test_adapt_to_a_new_attack(tmp_path, monkeypatch, capsys):
 def test_adapter_memory(monkeypatch, capsys):
     pytest.importorskip("peft")
     monkeypatch.setattr(sys, "argv", ["adapter_memory.py", "--small", "--neurons", "4"])
-    example = runpy.run_path(str(EXAMPLES / "adapter_memory.py"), run_name="__main__")
+    example = runpy.run_path(str(EXAMPLES / "studies" / "adapter_memory.py"), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[-len(example["ARMS"]) :]]
     assert [line[-4] for line in lines[-2:]] == [f"{2 * 4 * (64 + 1 + 64):,}"] * 2
 

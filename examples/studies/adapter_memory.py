@@ -1,7 +1,7 @@
 """What learning costs in memory: all weights, low-rank adapters (PEFT), new neurons. A wav2vec2-base of random weights, AdamW.
 
-    python examples/adapter_memory.py            # 94 M parameters; about 3 GB of memory
-    python examples/adapter_memory.py --small
+    python examples/studies/adapter_memory.py            # 94 M parameters; about 3 GB of memory
+    python examples/studies/adapter_memory.py --small
 
 After one step on a second of noise: parameters that learn, bytes of gradients after the backward pass, bytes of optimizer state
 after the step, and bytes of the file that holds what was learnt. Activations are not counted.
