@@ -64,8 +64,6 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     elif output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another --output")
     quiet()
-    (output / COURSES).mkdir(parents=True, exist_ok=True)
-    write_yaml(output / SETTINGS, settings)
     jobs = [
         Job(arm, trial, seed)
         for seed in plan.seeds
@@ -73,7 +71,13 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
         for trial in range(len(plan.arms[0].trials))
     ]
     with bars(output / LOG) as report:
-        _run(plan, settings, output, jobs, processes, report)
+        starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
+        waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
+        if starts or waiting:
+            _parts(settings, plan, report)  # says what is wrong with the data before anything is written
+            (output / COURSES).mkdir(parents=True, exist_ok=True)
+            write_yaml(output / SETTINGS, settings)
+        _run(output, {"starts": (start, starts), "courses": (course, waiting)}, processes, report)
     courses = [json.loads((output / COURSES / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
     chosen = chosen_courses(courses)
     rows = table_of(chosen)
@@ -84,14 +88,10 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     console.print(f"open {escape(str(output / PAGE))} in a browser")
 
 
-def _run(plan: Any, settings: dict[str, Any], output: Path, jobs: list[Any], processes: int, report: Report) -> None:
-    """The detectors that courses start from, then all courses that are not there yet, each a task of a pool of processes."""
-    starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
-    waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
-    if starts or waiting:
-        _parts(settings, plan, report)  # says what is wrong with the data before processes start
+def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int, report: Report) -> None:
+    """One stage after another; in each a task for every part, in a pool of processes."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    for stage, task, parts in (("starts", start, starts), ("courses", course, waiting)):
+    for stage, (task, parts) in stages.items():
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             running = [pool.submit(task, str(output), threads, part) for part in parts]
             try:
