@@ -16,6 +16,7 @@ from .results import read_scores
 
 RESULTS, EVALUATION, SCORES = "results.json", "evaluation.json", "scores.csv"
 FIGURES = {"min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr", "min_tdcf": "min t-DCF"}
+CROWDED = 6  # more curves than this have their names beside the picture
 INK = "#7d8590"  # readable on white and on black
 STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --soft: #f6f8fa; }
@@ -234,8 +235,9 @@ def svg(figure: Any, axes: Any, title: str) -> str:
     axes.yaxis.label.set_color(INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(INK)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+    if names := axes.get_legend_handles_labels()[1]:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(names) > CROWDED else {}
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK, **beside)
     file = io.StringIO()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

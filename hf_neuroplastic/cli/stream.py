@@ -55,8 +55,11 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     if quick:
         settings |= QUICK
         settings["recipe"] = {**settings.get("recipe", {}), "steps": 10}
+    missing = [name for name in ("model", "data") if settings.get(name) is None]
+    if missing:
+        raise ValueError(f"{config} lacks {' and '.join(missing)}")
     for name in ("model", "data"):
-        given = settings.get(name)
+        given = settings[name]
         listed = given if name == "data" and isinstance(given, list) else [given]
         if not listed or not all(isinstance(place, str) and place for place in listed):
             what = "a Hub id or folder" if name == "model" else "a folder or table, or a list of such"
@@ -79,15 +82,15 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
         for arm in range(len(plan.arms))
         for trial in range(len(plan.arms[0].trials))
     ]
-    starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
-    waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
     with bars(output / LOG) as report:
+        starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
+        waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
         if starts or waiting:
             _require(plan, settings, report)
-        output.mkdir(parents=True, exist_ok=True)
-        write_yaml(output / SETTINGS, settings)
-        (output / COURSES).mkdir(exist_ok=True)
-        _run(output, starts, waiting, processes, report)
+            output.mkdir(parents=True, exist_ok=True)
+            write_yaml(output / SETTINGS, settings)
+            (output / COURSES).mkdir(exist_ok=True)
+        _run(output, {"starts": (start, starts), "courses": (course, waiting)}, processes, report)
     courses = [json.loads((output / COURSES / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
     chosen = chosen_courses(courses)
     rows = table_of(chosen)
@@ -110,10 +113,10 @@ def _require(plan: Any, settings: dict[str, Any], report: Report) -> None:
             require_trainable(model, recipe)
 
 
-def _run(output: Path, starts: list[int], waiting: list[Any], processes: int, report: Report) -> None:
-    """The detectors that courses start from, then all courses that are not there yet, each a task of a pool of processes."""
+def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int, report: Report) -> None:
+    """One stage after another; in each a task for every part, in a pool of processes."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    for stage, task, parts in (("starts", start, starts), ("courses", course, waiting)):
+    for stage, (task, parts) in stages.items():
         with ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with_parent) as pool:
             running = [pool.submit(task, str(output), threads, part) for part in parts]
             try:

@@ -39,10 +39,10 @@ def home(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": None}, "model in .* must be"),
+        ({"model": None}, "lacks model"),
         ({"model": 3}, "model in .* must be"),
         ({"model": "absent/"}, "absent/"),
-        ({"data": None}, "data in .* must be"),
+        ({"data": None}, "lacks data"),
         ({"data": []}, "data in .* must be"),
         ({"data": "absent"}, "absent: no such folder"),
         ({"start": ["A77"]}, "the data have no attack A77"),

@@ -50,18 +50,18 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 
 def _curves(chosen: Mapping[str, Sequence[Course]]) -> str:
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for index, (arm, courses) in enumerate(chosen.items()):
         names, matrix = mean_matrix(courses)
-        met = len(names) - len(matrix) + 1
+        met = len(names) - len(matrix) + 1  # before the first stage
         means = [100 * np.mean(matrix[stage, : met + stage]) for stage in range(1, len(matrix))]
         axes.plot(range(1, len(matrix)), means, f"C{index % 10}", linestyle="-" if index < 10 else "--", label=arm)
-    axes.set(xlabel="stage", ylabel="EER (%)")
+    axes.set(xlabel="stage", ylabel="EER (%)", xticks=range(1, len(matrix)))
     return svg(figure, axes, "Mean EER (%) of the attacks met so far")
 
 
 def _trade(rows: Sequence[Mapping[str, Any]]) -> str:
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for index, row in enumerate(rows):
         marker = "o" if index < 10 else "s"
         axes.plot(100 * row["new"], 100 * row["forgetting"], f"C{index % 10}{marker}", label=row["arm"])

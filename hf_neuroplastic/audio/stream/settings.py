@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..recipe import Recipe, recipe_of
+from ..recipe import Recipe, number, one_of, recipe_of, whole
 
 OPTIMIZERS = ("adamw", "neuroplastic")
-ANCHORS = ("", "l2", "ewc")
+PLAIN = ("examples", "start_steps", "start_rate", "evaluate", "by", "apart")  # of which Stream has the defaults
 EVENTS = {"interval": 20, "maturity": 20}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -76,12 +76,53 @@ class Stream:
     by: str = "attack"
     apart: str = "speaker"
     seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=Recipe)
 
 
-CHOICES = {"by": ("attack", "corpus"), "apart": ("speaker", "utterance")}
-WHOLE = {"examples": 2, "start_steps": 1, "evaluate": 8}
-SETTINGS = ("start", "stages", *WHOLE, "start_rate", "by", "apart", "seeds", "rates", "optimizers", "arms", "recipe")
+def is_names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def is_list_of(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(allowed, value))
+
+
+RATE = number(0, 1, above=True)
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "start": (is_names, "an attack, or a list of attacks"),
+    "stages": (is_list_of(lambda stage: bool(stage) and is_names(stage)), "a list of attacks, or of lists of attacks"),
+    "examples": whole(2),
+    "start_steps": whole(1),
+    "start_rate": RATE,
+    "evaluate": whole(8),
+    "by": one_of("attack", "corpus"),
+    "apart": one_of("speaker", "utterance"),
+    "seeds": (is_list_of(whole(0)[0]), "a list of whole numbers of at least 0"),
+    "rates": (is_list_of(RATE[0]), f"a list of learning rates, each {RATE[1]}"),
+    "optimizers": (is_list_of(lambda name: name in OPTIMIZERS), f"a list out of {', '.join(OPTIMIZERS)}"),
+    "arms": (
+        lambda arms: is_list_of(lambda name: isinstance(name, str))(arms) or (isinstance(arms, dict) and bool(arms)),
+        f"a list out of {', '.join(ARMS)}, or a mapping of a name to settings",
+    ),
+    "recipe": (lambda value: isinstance(value, dict), "a mapping of settings of a recipe"),
+}
+ARM_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "replay": whole(0),
+    "anchor": one_of("l2", "ewc"),
+    "strength": number(0, math.inf),
+    "neurons": whole(1),
+    "optimizers": RULES["optimizers"],
+    "trials": (is_list_of(lambda trial: isinstance(trial, dict)), "a list of mappings of settings of a recipe"),
+}
+DEFAULTS: dict[str, Any] = {
+    "start": [],
+    "stages": [],
+    "rates": [1e-4, 3e-4, 1e-3],
+    "optimizers": list(OPTIMIZERS),
+    "arms": list(ARMS),
+    "seeds": [0, 1, 2],
+    "recipe": {},
+}
 
 
 def stream_of(values: Mapping[str, Any]) -> Stream:
@@ -94,57 +135,53 @@ def stream_of(values: Mapping[str, Any]) -> Stream:
     Raises:
         ValueError: by name: an unknown setting or arm, a value out of range, arms with unequal numbers of trials.
     """
-    unknown = sorted(set(values) - set(SETTINGS))
+    unknown = sorted(set(values) - set(RULES))
     if unknown:
-        raise ValueError(f"a stream has no {', '.join(unknown)}; its settings are {', '.join(SETTINGS)}")
-    stages = tuple((stage,) if isinstance(stage, str) else tuple(stage) for stage in values.get("stages", ()))
-    start = values.get("start", ())
-    start = (start,) if isinstance(start, str) else tuple(start)
-    named = [attack for stage in (start, *stages) for attack in stage]
-    if not stages or not all(stages) or len(set(named)) < len(named):
-        raise ValueError(f"stages must be a list of attacks, each named once, in start or in one stage; got {named}")
-    for name, lowest in WHOLE.items():
-        if not isinstance(value := values.get(name, lowest), int) or value < lowest:
-            raise ValueError(f"{name} must be a whole number of at least {lowest}; got {value!r}")
-    for name, allowed in CHOICES.items():
-        if values.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {values[name]!r}")
-    seeds = tuple(values.get("seeds", (0, 1, 2)))
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise ValueError(f"seeds must be different whole numbers; got {list(seeds)}")
-    shared = {"steps": 100, "class_weights": "auto", "warmup_share": 0.1, **dict(values.get("recipe", {}))}
-    recipe = recipe_of(shared | {"method": "adamw"})
-    given: dict[str, Any] = {name: values[name] for name in (*WHOLE, *CHOICES, "start_rate") if name in values}
-    arms = tuple(_arms(values, shared))
+        raise ValueError(f"a stream has no {', '.join(unknown)}; its settings are {', '.join(RULES)}")
+    given = DEFAULTS | dict(values)
+    _check(given, RULES)
+    start, *stages = (tuple([each] if isinstance(each, str) else each) for each in (given["start"], *given["stages"]))
+    named, seeds = [attack for stage in (start, *stages) for attack in stage], given["seeds"]
+    if len(set(named)) < len(named):
+        raise ValueError(f"stages must name each attack once, those of start among them; got {named}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different numbers; got {seeds}")
+    shared = {"steps": 100, **given["recipe"]}
+    arms = tuple(_arms(given, shared))
     if len({len(arm.trials) for arm in arms}) > 1:
         told = ", ".join(f"{arm.name}: {len(arm.trials)}" for arm in arms)
         raise ValueError(f"every arm must have as many trials as the others, for a fair choice; got {told}")
-    return Stream(start, stages, arms, seeds=seeds, recipe=recipe, **given)
+    plain = {name: values[name] for name in PLAIN if name in values}
+    recipe = recipe_of(shared | {"method": "adamw"})
+    return Stream(start, tuple(stages), arms, seeds=tuple(seeds), recipe=recipe, **plain)
 
 
-def _arms(values: Mapping[str, Any], shared: Mapping[str, Any]) -> list[Arm]:
-    rates = [{"learning_rate": float(rate)} for rate in values.get("rates", (1e-4, 3e-4, 1e-3))]
-    optimizers = tuple(values.get("optimizers", OPTIMIZERS))
-    if not rates or not optimizers or not set(optimizers) <= set(OPTIMIZERS):
-        raise ValueError(f"rates must be learning rates and optimizers out of {OPTIMIZERS}; got {rates}, {optimizers}")
-    asked = values.get("arms", list(ARMS))
-    asked = dict(asked) if isinstance(asked, Mapping) else {str(name): None for name in asked}
-    arms = []
+def _check(values: Mapping[str, Any], rules: Mapping[str, tuple[Callable[[Any], bool], str]], where: str = "") -> None:
+    for name, (allowed, rule) in rules.items():
+        if name in values and not allowed(values[name]):
+            raise ValueError(f"{name}{where} must be {rule}; got {values[name]!r}")
+
+
+def _arms(given: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Arm]:
+    asked = given["arms"] if isinstance(given["arms"], dict) else dict.fromkeys(given["arms"])
     for name, told in asked.items():
         if told is None and name not in ARMS:
             raise ValueError(
                 f"there is no arm {name!r}; known are {', '.join(ARMS)}, others want settings of their own"
             )
         settings = dict(ARMS[name] if told is None else told)
-        trials, own = settings.pop("trials", rates), settings.pop("optimizers", optimizers)
-        beside = {key: settings.pop(key) for key in ("replay", "anchor", "strength", "neurons") if key in settings}
-        if beside.get("anchor", "") not in ANCHORS:
-            raise ValueError(f"the anchor of arm {name!r} must be one of l2, ewc; got {beside['anchor']!r}")
-        for optimizer in (each for each in optimizers if each in own):
+        _check(settings, ARM_RULES, f" of arm {name!r}")
+        beside = {key: settings.pop(key) for key in tuple(ARM_RULES) if key in settings}
+        if ("anchor" in beside) != bool(beside.get("strength")):
+            raise ValueError(f"arm {name!r} must have anchor and strength, a number above 0, or neither; got {beside}")
+        if "neurons" in beside and settings.keys() & {"lora", "dropin", "freeze"}:
+            raise ValueError(f"neurons of arm {name!r} say what learns: leave out {', '.join(settings)}")
+        trials = beside.pop("trials", [{"learning_rate": rate} for rate in given["rates"]])
+        own = beside.pop("optimizers", given["optimizers"])
+        for optimizer in (each for each in given["optimizers"] if each in own):
             method = optimizer + ("+dropin" if "dropin" in settings else "")
             recipes = (recipe_of({**shared, **settings, **trial, "method": method}) for trial in trials)
-            arms.append(Arm(f"{name}, {optimizer}", tuple(recipes), **beside))
-    return arms
+            yield Arm(f"{name}, {optimizer}", tuple(recipes), **beside)
 
 
 def chosen_names(parts: Sequence[Sequence[str]]) -> list[str]:
