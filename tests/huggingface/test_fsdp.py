@@ -4,6 +4,7 @@ accelerate 1.15 takes FSDP on accelerators only (state.py): on the CPU it goes b
 the plugin is put back, and all that follows runs as it comes: prepare, save_state, load_state, Trainer.
 """
 
+import dataclasses
 import os
 import runpy
 import socket
@@ -15,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic
+from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic, OneOff
 
 BUSY = DropInConfig(interval=1, maturity=0, max_fraction=0.2, threshold=float("inf"), stop=None)
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
@@ -134,6 +135,26 @@ def by_trainer(rank, folder, kind):
     assert all(map(torch.equal, *ends))
 
 
+def by_trainer_with_dropin(rank, folder, kind):
+    """Neurons replaced and grown under Trainer: both ways to load, and a resumed run ends with the same bits."""
+    growing = dataclasses.replace(BUSY, extra_neurons=OneOff(0.3, before=0, after=4))
+    for frugal in (False, True):
+        config = {"version": 2, "state_dict_type": kind, "transformer_layer_cls_to_wrap": ["ViTLayer"]}
+        config["cpu_ram_efficient_loading"] = frugal
+        place, drops, ends = f"{folder}/{frugal}", [], []
+        for resume in (None, f"{place}/checkpoint-2"):
+            callback = DropInCallback(growing, resume_from=resume)
+            trainer = trainer_of(place, 4, [callback], fsdp=True, fsdp_config=config)
+            trainer.train(resume_from_checkpoint=resume)
+            assert all(hasattr(p, "device_mesh") for p in trainer.model.parameters())
+            drops.append(callback.dropin)
+            ends.append(whole(trainer.model))
+        assert all(map(torch.equal, *ends))
+        assert all(int(known.replaced) > 0 and int(known.statistics.active.sum()) == 28 for known in drops[0].watched)
+        for one, other in zip(*(dropin.statistics for dropin in drops), strict=True):
+            assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
 def side_files_of_ddp(rank, folder, kind):
     """The first process writes them, once for each checkpoint; the others' DropIn is the same."""
     from hf_neuroplastic.huggingface import callback
@@ -169,6 +190,8 @@ def run(rank, case, folder, kind, port):
         (by_the_example, None),
         (by_trainer, "FULL_STATE_DICT"),
         (by_trainer, "SHARDED_STATE_DICT"),
+        (by_trainer_with_dropin, "FULL_STATE_DICT"),
+        (by_trainer_with_dropin, "SHARDED_STATE_DICT"),
         (side_files_of_ddp, None),
     ],
 )

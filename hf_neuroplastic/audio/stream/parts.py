@@ -38,6 +38,10 @@ def parts_of(data: Dataset, stream: Stream) -> Parts:
     if missing:
         held = ", ".join(sorted(set(attacks[labels == 1])))
         raise ValueError(f"the data have no {stream.by} {', '.join(missing)}; they have {held}")
+    if "-" in named:
+        raise ValueError(
+            "'-' is speech whose attack the data do not tell, and no stage; join corpora and take by: corpus"
+        )
     column = "speaker" if stream.apart == "speaker" else "file_name"
     names = data[column][:] if column in data.column_names else ["-"]
     if set(names) == {"-"}:

@@ -72,3 +72,12 @@ def test_trials_are_the_same_for_every_seed():
 def test_what_a_corpus_lacks_is_named(data, changes, words):
     with pytest.raises(ValueError, match=words):
         parts_of(data, stream(**changes))
+
+
+def test_a_corpus_that_tells_no_attacks_has_no_stages():
+    data = corpus()
+    untold = audio_dataset(
+        data["file_name"][:], data["label"][:], {"file_name": data["file_name"][:], "attack": ["-"] * len(data)}
+    )
+    with pytest.raises(ValueError, match="whose attack the data do not tell"):
+        parts_of(untold, stream(start=[], stages=["-"], apart="utterance"))
