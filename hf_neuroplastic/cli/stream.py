@@ -79,7 +79,8 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     rows = table_of(chosen)
     write_json(output / TABLE, {"table": rows, "settings": settings})
     (output / PAGE).write_text(page_of(chosen, f"Stream of attacks: {config.stem}"), encoding="utf-8")
-    print_table("arms: EER in %", rows_of(rows))
+    shown = ("arm", "average", "new", "forgetting", "difference")
+    print_table("arms: EER in %", [{name: row[name] for name in shown} for row in rows_of(rows)])
     console.print(f"open {escape(str(output / PAGE))} in a browser")
 
 
