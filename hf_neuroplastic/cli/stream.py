@@ -6,8 +6,9 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any
 
 import typer
@@ -54,10 +55,21 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     if quick:
         settings |= QUICK
         settings["recipe"] = {**settings.get("recipe", {}), "steps": 10}
-    missing = [name for name in ("model", "data") if name not in settings]
+    missing = [name for name in ("model", "data") if settings.get(name) is None]
     if missing:
         raise ValueError(f"{config} lacks {' and '.join(missing)}")
+    for name in ("model", "data"):
+        given = settings[name]
+        listed = given if name == "data" and isinstance(given, list) else [given]
+        if not listed or not all(isinstance(place, str) and place for place in listed):
+            what = "a Hub id or folder" if name == "model" else "a folder or table, or a list of such"
+            raise ValueError(f"{name} in {config} must be {what}; got {given!r}")
     plan = _plan_of(settings)
+    names = [arm.name for arm in plan.arms]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"arms and optimizers in {config} must make at least one arm, and none twice; got {names or 'none'}"
+        )
     if (output / SETTINGS).is_file():
         if read_yaml(output / SETTINGS) != settings:
             raise ValueError(f"{output} holds a stream of other settings, {output / SETTINGS}; choose another --output")
@@ -74,9 +86,10 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
         starts = [seed for seed in plan.seeds if not (output / STARTS / str(seed)).is_dir()]
         waiting = [job for job in jobs if not (output / COURSES / f"{job.name}.json").is_file()]
         if starts or waiting:
-            _parts(settings, plan, report)  # says what is wrong with the data before anything is written
-            (output / COURSES).mkdir(parents=True, exist_ok=True)
+            _require(plan, settings, report)
+            output.mkdir(parents=True, exist_ok=True)
             write_yaml(output / SETTINGS, settings)
+            (output / COURSES).mkdir(exist_ok=True)
         _run(output, {"starts": (start, starts), "courses": (course, waiting)}, processes, report)
     courses = [json.loads((output / COURSES / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
     chosen = chosen_courses(courses)
@@ -88,11 +101,23 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     console.print(f"open {escape(str(output / PAGE))} in a browser")
 
 
+def _require(plan: Any, settings: dict[str, Any], report: Report) -> None:
+    """Says what is wrong with the data, and with an arm for this model, before anything is written or trained."""
+    from ..audio.detector import load_detector
+    from ..audio.training import require_trainable
+
+    _parts(settings, plan, report)
+    model, _ = load_detector(str(settings["model"]))
+    for arm in plan.arms:
+        for recipe in arm.trials:
+            require_trainable(model, recipe)
+
+
 def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int, report: Report) -> None:
     """One stage after another; in each a task for every part, in a pool of processes."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     for stage, (task, parts) in stages.items():
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with_parent) as pool:
             running = [pool.submit(task, str(output), threads, part) for part in parts]
             try:
                 for done, finished in enumerate(as_completed(running), 1):
@@ -101,6 +126,18 @@ def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int,
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def end_with_parent() -> None:
+    """In a process of the pool: ends it when the first process was killed, which else would leave it waiting for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def start(output: str, threads: int, seed: int) -> str:

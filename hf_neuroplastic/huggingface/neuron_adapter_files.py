@@ -75,6 +75,19 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         counts = {str(name): int(count) for name, count in index["neurons"].items()}
         if not counts or min(counts.values()) < 1 or not counts.keys() <= base.widths.keys():
             raise ValueError(f"neurons are {index['neurons']}")
+        _require_base(base)
     except Exception as error:  # safetensors has an error class of its own
         raise ValueError(f"{path} is damaged: {error!r}") from None
     return Adapter(base, counts, tensors, modules)
+
+
+def _require_base(base: AdapterBase) -> None:
+    """Raises ValueError for a base that no model can have had."""
+    for name, width in base.widths.items():
+        reserve = base.reserve.get(name, [])
+        if type(width) is not int or width < 1 or not isinstance(base.activations.get(name), str):
+            raise ValueError(f"width and activation of {name!r} are {width!r} and {base.activations.get(name)!r}")
+        if not isinstance(reserve, list) or not all(type(slot) is int and 0 <= slot < width for slot in reserve):
+            raise ValueError(f"the slots in reserve of {name!r} are {reserve!r}")
+    if not isinstance(base.digests, dict):
+        raise ValueError(f"digests are {base.digests!r}")

@@ -568,6 +568,20 @@ def test_an_index_of_something_else_is_refused(value, tmp_path):
         attach_neurons(tiny_model("wav2vec2"), tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("widths", "24"), ("widths", 1.5), ("widths", -1), ("activations", None), ("reserve", [99]), ("reserve", "0")],
+)
+def test_an_index_of_an_impossible_base_is_refused(field, value, tmp_path):
+    adapter_of(tiny_model("wav2vec2"), tmp_path / "a")
+    path = tmp_path / "a" / INDEX_FILE
+    index = json.loads(path.read_text())
+    index["base"][field][next(iter(index["neurons"]))] = value
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="damaged"):
+        attach_neurons(tiny_model("wav2vec2"), tmp_path / "a")
+
+
 MISTAKES = [
     (lambda: KINDS["chain"].build(), {}, "no feed-forward layer that could hold neurons of an adapter"),
     (lambda: KINDS["resnet_basic"].build(), {}, "no feed-forward layer that could hold neurons of an adapter"),

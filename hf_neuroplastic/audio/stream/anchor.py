@@ -29,6 +29,7 @@ class Anchor:
         self.importance: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module) -> Tensor:
+        self._follow(model)
         terms = [
             (self.importance.get(name, 1.0) * (parameter - self.start[name]).square()).sum()
             for name, parameter in model.named_parameters()
@@ -39,6 +40,7 @@ class Anchor:
     def take(self, model: nn.Module, batches: Batches, loss: Callable[[Any, Tensor], Tensor]) -> None:
         """The weights as they are now are the ones to stay near; "ewc" measures their importance on the batches."""
         self.start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self._follow(model)
         if self.kind != "ewc":
             return
         for batch in batches:
@@ -50,3 +52,10 @@ class Anchor:
                     seen = self.importance.setdefault(name, torch.zeros_like(parameter))
                     seen += parameter.grad.square() / len(batches)
         model.zero_grad()
+
+    def _follow(self, model: nn.Module) -> None:
+        """To where the model's weights are: Trainer takes them to the accelerator after the first `take`."""
+        for name, parameter in model.named_parameters():
+            for held in (self.start, self.importance):
+                if name in held:
+                    held[name] = held[name].to(parameter.device)

@@ -123,7 +123,7 @@ def _take(anchor: Anchor, model: Any, extractor: Any, rows: Dataset, recipe: Rec
     collator = window_collator(extractor, recipe.seconds, model=model)
     order = drawn(np.arange(len(rows)), FISHER_BATCHES * recipe.batch_size, recipe.seed)
     batches = [
-        {**inputs_of(model, batch), "labels": batch["labels"]}
+        {**inputs_of(model, batch), "labels": batch["labels"].to(model.device)}
         for first in range(0, len(order), recipe.batch_size)
         for batch in [collator([rows[int(index)] for index in order[first : first + recipe.batch_size]])]
     ]

@@ -71,3 +71,10 @@ def test_a_layer_that_has_grown_is_free():
     anchor.take(model, [], loss)
     model.layer = nn.Linear(3, 4)
     assert anchor(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["l2", "ewc"])
+def test_weights_are_held_where_the_model_is_now(kind):
+    model, anchor = Model(), Anchor(kind, 3.0)
+    anchor.take(model, batches(), loss)
+    assert anchor(model.to("meta")).device.type == "meta"  # as Trainer takes it to an accelerator
