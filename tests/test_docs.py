@@ -10,6 +10,7 @@ import torch
 import yaml
 from typer.main import get_command
 
+from hf_neuroplastic.audio.recipe import read_yaml
 from hf_neuroplastic.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -67,11 +68,12 @@ def test_examples_run(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("page", "module", "taken"), [("stream", "stream.settings", "stream_of"), ("detector", "recipe", "recipe_of")]
 )
-def test_settings_are_taken(page, module, taken):
+def test_settings_are_taken(page, module, taken, tmp_path):
     found = blocks(DOCS / f"{page}.md", "yaml")
     assert found
     for block in found:
-        settings = yaml.safe_load(block)
+        (tmp_path / "settings.yaml").write_text(block)
+        settings = read_yaml(tmp_path / "settings.yaml")
         del settings["model"], settings["data"]
         getattr(importlib.import_module(f"hf_neuroplastic.audio.{module}"), taken)(settings)
 

@@ -39,7 +39,7 @@ class AudioCollator:
             windows have one length and no score depends on its neighbours' padding; without `max_seconds`, .1 s, which holds
             a window of every common front end.
         random_crop: crop at a random place (training) instead of the centre (evaluation).
-        seed, epoch: the place depends on these and on the recording alone: not on the order, on workers, or on a resumption.
+        seed, epoch: the place depends on these and on the file's name alone: not on folder, order, workers, or a resumption.
             Change `epoch` from epoch to epoch.
         padding: handed to the extractor: True pads to the longest of the batch, "max_length" to the extractor's own
             length.
@@ -114,9 +114,8 @@ class AudioCollator:
 
 
 def _recording(audio: Any) -> int:
-    """A number for a recording: of its path, else of its samples or content."""
-    if isinstance(audio, str):
-        return zlib.crc32(os.fsencode(audio))
-    if audio.get("path") is not None:
-        return zlib.crc32(os.fsencode(audio["path"]))
+    """A number for a recording: of its file's name, wherever the corpus lies, else of its samples or content."""
+    path = audio if isinstance(audio, str) else audio.get("path")
+    if path is not None:
+        return zlib.crc32(os.fsencode(os.path.basename(path)))
     return zlib.crc32(np.asarray(audio["array"]).tobytes() if audio.get("array") is not None else audio["bytes"])

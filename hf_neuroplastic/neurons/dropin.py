@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import DropInConfig
+from .decide.criteria import score_sites
 from .decide.decisions import (
     Action,
     Decision,
@@ -19,7 +20,6 @@ from .decide.decisions import (
     plan_replacement,
     plan_widths,
     scheduled_widths,
-    score_sites,
 )
 from .dropin_state import checked_state, require_same_widths
 from .observe import fused_forward

@@ -94,6 +94,17 @@ def test_random_crop_follows_seed_epoch_and_recording_and_covers_the_file(tmp_pa
     assert 10000 < max(first) <= 12000
 
 
+def test_a_corpus_elsewhere_has_the_same_windows(tmp_path):
+    """A run is repeated by its seed wherever its corpus lies, as the demonstration's in a folder of any name."""
+    drawn = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
+        collator = AudioCollator(extractor, max_seconds=0.01, random_crop=True)
+        drawn.append(collator([ramp_row(folder)])["input_values"])
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers(tmp_path, context):
     rows = [row(tmp_path, 800 + 10 * i, seed=i) for i in range(6)]

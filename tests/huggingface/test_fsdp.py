@@ -123,15 +123,19 @@ def trainer_of(folder, steps, callbacks=(), **settings):
 
 
 def by_trainer(rank, folder, kind):
-    """A run that Trainer resumes ends with the bits of the one that went through."""
+    """A run with DropIn that Trainer resumes ends with the bits of the one that went through."""
     # accelerate shards the embeddings of a ViT twice if its own policy chooses the layers
     config = {"version": 2, "state_dict_type": kind, "transformer_layer_cls_to_wrap": ["ViTLayer"]}
     ends = []
     for resume in (None, f"{folder}/checkpoint-2"):
-        trainer = trainer_of(folder, 4, fsdp=True, fsdp_config={**config, "cpu_ram_efficient_loading": False})
+        watching = DropInCallback(BUSY)
+        trainer = trainer_of(
+            folder, 4, [watching], fsdp=True, fsdp_config={**config, "cpu_ram_efficient_loading": False}
+        )
         trainer.train(resume_from_checkpoint=resume)
         assert all(hasattr(p, "device_mesh") for p in trainer.model.parameters())
-        ends.append(whole(trainer.model))
+        assert all(count > 0 for count in watching.dropin.replaced)
+        ends.append([*whole(trainer.model), *watching.dropin.replaced])
     assert all(map(torch.equal, *ends))
 
 

@@ -120,10 +120,10 @@ def act_on_equal_weights(rank):
 
 
 def count(rank):
-    """One collective for each step, and three more for each event, whatever the number of layers."""
-    for layers in (1, 4):
+    """One collective for each step, and three or four more for each event, whatever the number of layers."""
+    for layers, criterion in itertools.product((1, 4), ("contribution", "utility")):
         model = network(layers)
-        dropin = DropIn(model, DropInConfig(**EVENTFUL))
+        dropin = DropIn(model, DropInConfig(criterion=criterion, **EVENTFUL))
         for layer in model:
             if isinstance(layer, nn.Sequential):
                 fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -137,7 +137,8 @@ def count(rank):
             with CommDebugMode() as seen:
                 dropin.step(optimizer)
             counted.append(seen.get_total_counts())
-        assert counted[2:] == [1, 4, 1, 4]
+        event = 5 if criterion == "utility" else 4  # which needs the outgoing weights of every neuron
+        assert counted[2:] == [1, event, 1, event]
 
 
 def agree_with_ddp(rank):

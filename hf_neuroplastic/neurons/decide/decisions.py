@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config import DropInConfig
 from ..observe.statistics import NeuronStatistics, WatchedSite
-from .criteria import score
 
 
 class Action(enum.Enum):
@@ -42,22 +41,6 @@ class Decision:
     def indices(self) -> list[int]:
         """The chosen neurons in ascending order, read back to the host."""
         return self.mask.nonzero().squeeze(1).tolist()
-
-
-def score_sites(watched: Sequence[WatchedSite], config: DropInConfig, event: int) -> list[Tensor]:
-    """Per site [N] float32: the usefulness of each neuron by the configured criterion."""
-    return [
-        score(
-            config.criterion,
-            known.site,
-            known.statistics,
-            relative=config.relative,
-            seed=config.seed,
-            event=event,
-            site_index=index,
-        )
-        for index, known in enumerate(watched)
-    ]
 
 
 def plan_replacement(watched: Sequence[WatchedSite], scores: Sequence[Tensor], config: DropInConfig) -> list[Decision]:

@@ -11,7 +11,8 @@ from torch import nn
 from neuroplastic_kernels import neuron_sums
 
 from ..config import DropInConfig
-from ..decide.decisions import Action, Decision, score_sites
+from ..decide.criteria import score_sites
+from ..decide.decisions import Action, Decision
 from ..observe.statistics import NeuronStatistics, watched_sites
 from ..sites import inert_slots, require_abilities, select_sites
 from .optimizers import Optimizers

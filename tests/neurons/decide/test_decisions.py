@@ -5,9 +5,9 @@ import torch
 from tiny import tiny_mlp
 
 from hf_neuroplastic import DropInConfig
-from hf_neuroplastic.neurons.decide.criteria import score
+from hf_neuroplastic.neurons.decide.criteria import score_sites
 from hf_neuroplastic.neurons.decide.decisions import decide_replacement, is_due, lowest
-from hf_neuroplastic.neurons.observe.statistics import NeuronStatistics
+from hf_neuroplastic.neurons.observe.statistics import NeuronStatistics, WatchedSite
 from hf_neuroplastic.neurons.sites import find_sites
 
 CRITERIA = ("contribution", "dormant", "gradient", "utility", "random")
@@ -105,6 +105,12 @@ def test_a_stop_as_a_share_of_an_unknown_length_is_no_stop():
     config = DropInConfig(interval=10)
     assert all(is_due(step, config, None) for step in (10, 10**6))
     assert not is_due(10**6, config, 10**6)
+
+
+def score(criterion, site, statistics, *, relative, seed=0, event=0, site_index=0):
+    watched = [WatchedSite(site, statistics, site.width, torch.zeros(()), torch.zeros(()))] * (site_index + 1)
+    config = DropInConfig(criterion=criterion, relative=relative, seed=seed)
+    return score_sites(watched, config, event)[site_index]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
