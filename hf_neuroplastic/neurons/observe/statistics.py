@@ -154,6 +154,7 @@ class NeuronStatistics:
         self.weight.masked_fill_(mask, 0.0)
         self.age.masked_fill_(mask, 0)
         self.scale.masked_fill_(mask, 1.0)
+        self.seen.masked_fill_(mask, False)
 
     def forget(self, mask: Tensor) -> None:
         """The masked neurons of this site are new: their averages, age and scaling factor start again. mask: [N] bool."""

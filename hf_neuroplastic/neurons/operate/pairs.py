@@ -23,8 +23,8 @@ def pair_up(known: WatchedSite, mask: Tensor, most: int, scores: Tensor) -> Iter
     """Makes pairs of the new neurons of a site, in place; they have fresh incoming and zero outgoing weights so far.
 
     The second of each pair gets the first one's incoming weights. The first gets the outgoing weights of a neuron that stays,
-    the k-th pair those of the k-th from the median of the scores upward; the second gets their negative. A new neuron without
-    a partner stays silent. Waits for no device, and costs what `most` neurons cost.
+    the k-th pair those of the k-th from the median of the scores, of neurons that were seen, upward; the second gets their
+    negative. A new neuron without a partner stays silent. Waits for no device, and costs what `most` neurons cost.
 
     Yields what is still to be completed over shards, and writes when it goes on; see `neuroplastic_kernels.in_turn`.
 
@@ -35,7 +35,9 @@ def pair_up(known: WatchedSite, mask: Tensor, most: int, scores: Tensor) -> Iter
     chosen = torch.argsort(mask.int(), descending=True, stable=True)[: most // 2 * 2]
     first, second = chosen[: mask.numel() // 2 * 2].view(-1, 2).unbind(1)
     paired = mask[second]
-    models = _from_the_median_up(scores, known.statistics.active & ~mask, len(first))
+    survivors = known.statistics.active & ~mask
+    seen = survivors & (known.statistics.weight > 0)  # others may be silent, such as those that grew in this very step
+    models = _from_the_median_up(scores, torch.where(seen.any(), seen, survivors), len(first))
     incoming = [part for weights in known.site.incoming for part in weights if part is not None]
     taken = [(part, entries(part.view, part.dim, first)) for part in incoming]
     taken += [(part, entries(part.view, part.dim, models)) for part in known.site.outgoing]

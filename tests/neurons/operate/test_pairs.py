@@ -6,7 +6,7 @@ from kinds import KINDS, decisions, hold_constant
 from tiny import tiny_mlp
 from torch import nn
 
-from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
+from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, OneOff
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
 
 CONSTANTS = [(name, 0.0) for name in KINDS] + [
@@ -124,3 +124,17 @@ def test_pairs_stay_where_silent_neurons_are_replaced_again(make):
     assert silent[1] > 0.5
     assert pairs[1] < 0.2
     assert pairs[0] < silent[0] / 2
+
+
+@pytest.mark.parametrize("maturity", [0, 2])
+def test_neurons_that_grew_in_the_same_step_are_neither_replaced_nor_models(maturity):
+    model = tiny_mlp(hidden=8)
+    settings = {"interval": 2, "maturity": maturity, "max_fraction": 0.25, "threshold": float("inf"), "stop": None}
+    dropin = DropIn(model, DropInConfig(extra_neurons=OneOff(0.5, before=0, after=16), **settings), total_steps=4)
+    for _ in range(2):
+        model(torch.randn(8, 6)).square().mean().backward()
+        dropin.step()
+    assert int(dropin.statistics[0].active.sum()) == 24
+    assert dropin.statistics[0].fresh[:8].sum() == dropin.replaced[0] == 6
+    assert dropin.watched[0].replaced_again == 0
+    assert model[2].weight.any(dim=0)[:8].all()
