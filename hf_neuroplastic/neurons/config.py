@@ -57,7 +57,8 @@ class DropInConfig:
         outgoing: outgoing weights of a replaced neuron. The old neuron's mean contribution goes into the next bias, so that the
             output does not jump, but for "keep". "pair": neurons are replaced two by two, with the same incoming weights and
             opposite outgoing ones (those of a neuron of at least median score, and their negative), so the two cancel and
-            learn at full speed from their first step (arXiv 1905.07777); where only a part of a layer learns, as "zero".
+            learn at full speed from their first step (arXiv 1905.07777); under a dropout between the layers, which draws for
+            each apart, they cancel on average. Where only a part of a layer learns, as "zero".
             "zero": silent. Nothing reaches the incoming weights of a silent neuron until its outgoing weights have grown, so
             many are replaced again before: in examples/studies/churn.py, most. "keep": the old neuron's. init="split" shares
             a strong neuron's instead of "pair" and "zero".

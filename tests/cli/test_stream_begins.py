@@ -53,7 +53,7 @@ def home(tmp_path_factory):
         ({"arms": {"mine": {"freeze": "first:99"}}}, "first:99"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_written(home, tmp_path, monkeypatch, change, words):
+def test_what_cannot_begin_is_said_before_anything_is_written(home, tmp_path, monkeypatch, change, words):
     monkeypatch.chdir(home)
     settings = {
         "model": "small", "data": "corpus", "start": ["A01"], "stages": ["A02"], "arms": ["full"], "apart": "utterance",

@@ -146,6 +146,9 @@ def stream_of(values: Mapping[str, Any]) -> Stream:
         raise ValueError(f"stages must name each attack once, those of start among them; got {named}")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different numbers; got {seeds}")
+    _refuse_own(given["recipe"], "recipe")
+    if "learning_rate" in given["recipe"]:
+        raise ValueError("learning_rate of recipe would be overwritten: give the rates that every arm tries as rates")
     shared = {"steps": 100, **given["recipe"]}
     arms = tuple(_arms(given, shared))
     if len({len(arm.trials) for arm in arms}) > 1:
@@ -154,6 +157,13 @@ def stream_of(values: Mapping[str, Any]) -> Stream:
     plain = {name: values[name] for name in PLAIN if name in values}
     recipe = recipe_of(shared | {"method": "adamw"})
     return Stream(start, tuple(stages), arms, seeds=tuple(seeds), recipe=recipe, **plain)
+
+
+def _refuse_own(values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for settings of a recipe that the stream itself decides."""
+    for name, instead in {"method": "optimizers and arms", "seed": "seeds"}.items():
+        if name in values:
+            raise ValueError(f"{name} of {where} would be overwritten: a stream takes it from {instead}")
 
 
 def _check(values: Mapping[str, Any], rules: Mapping[str, tuple[Callable[[Any], bool], str]], where: str = "") -> None:
@@ -171,6 +181,8 @@ def _arms(given: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Arm]:
             )
         settings = dict(ARMS[name] if told is None else told)
         _check(settings, ARM_RULES, f" of arm {name!r}")
+        for each in (settings, *settings.get("trials", ())):
+            _refuse_own(each, f"arm {name!r}")
         beside = {key: settings.pop(key) for key in tuple(ARM_RULES) if key in settings}
         if ("anchor" in beside) != bool(beside.get("strength")):
             raise ValueError(f"arm {name!r} must have anchor and strength, a number above 0, or neither; got {beside}")

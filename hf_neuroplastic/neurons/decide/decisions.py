@@ -111,8 +111,8 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
 
     A neuron is a candidate if it is active, was observed since the last event, is at least `maturity` old, and either scores
     at most `threshold` or is older than `max_neuron_age`. The budget is `max_fraction` of the active neurons, rounded up
-    (split needs a distinct donor for each, so there it is at most half of them). Pairs are rounded up to a whole pair, and a
-    candidate without another waits for one. A site that is cooling down replaces none.
+    (split needs a distinct donor for each, so there it is at most half of them). Pairs are rounded up to a whole pair, a
+    candidate without another waits for one, and at least one neuron stays. A site that is cooling down replaces none.
 
     Args:
         scores: [N] float32.
@@ -131,7 +131,8 @@ def decide_replacement(scores: Tensor, statistics: NeuronStatistics, config: Dro
     candidates &= ~scores.isnan()
     most = math.ceil(scores.numel() * config.max_fraction)
     if config.pairs:
-        budget = torch.minimum(torch.ceil(budget / 2), candidates.sum() // 2) * 2
+        whole = torch.minimum(candidates.sum(), active - 1) // 2  # one stays, whose outgoing weights a pair is given
+        budget = torch.minimum(torch.ceil(budget / 2), whole) * 2
         most = most + 1
     return Decision(Action.REPLACE, lowest(scores, candidates, budget), most)
 

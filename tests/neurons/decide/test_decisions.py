@@ -42,7 +42,8 @@ def _chosen(scores, statistics=None, **settings):
         ({"threshold": 0.0, "max_fraction": 1.0}, []),
         ({"threshold": math.inf, "max_fraction": 0.3}, [0, 1, 2, 3]),
         ({"max_fraction": 1.0, "maturity": 1001}, []),
-        ({"max_fraction": 1.0, "max_neuron_age": 999}, list(range(10))),
+        ({"max_fraction": 1.0, "max_neuron_age": 999}, [0, 1, 2, 3, 6, 7, 8, 9]),  # one stays, and one has no partner
+        ({"max_fraction": 1.0, "max_neuron_age": 999, "outgoing": "zero"}, list(range(10))),
         ({"max_fraction": 1.0, "max_neuron_age": 1000}, [0, 3]),
         ({"max_fraction": 1.0, "max_neuron_age": 999, "init": "split"}, [0, 1, 2, 3, 9]),  # at most half
     ],
@@ -69,7 +70,7 @@ def test_a_decision_keeps_to_the_bound_that_it_tells(width, max_fraction, outgoi
     chosen = len(decision.indices)
     assert chosen <= decision.most
     assert outgoing == "zero" or chosen % 2 == 0
-    assert chosen >= math.floor(width * max_fraction) - (outgoing == "pair")
+    assert chosen >= math.floor(width * max_fraction) - 2 * (outgoing == "pair")
 
 
 def test_ties_go_to_the_lower_index_and_nan_is_never_chosen():
@@ -80,7 +81,7 @@ def test_ties_go_to_the_lower_index_and_nan_is_never_chosen():
 
 def test_a_site_cools_down_after_a_change():
     statistics = _statistics(4)
-    assert _chosen([0.0] * 4, statistics, max_fraction=1.0, cooldown=3) == [0, 1, 2, 3]  # never changed yet
+    assert _chosen([0.0] * 4, statistics, max_fraction=1.0, cooldown=3) == [0, 1]  # never changed yet
     statistics.forget(torch.tensor([True, False, False, False]))
     for step in range(1, 5):
         statistics.sums[-1] = 1.0
@@ -182,3 +183,11 @@ def test_the_loss_scale_is_divided_out_of_gradients_only():
         statistics.sums[1] *= factor
         statistics.update(0.5, torch.tensor(factor))
     assert torch.equal(plain.averages, scaled.averages)
+
+
+@pytest.mark.parametrize(("width", "replaced"), [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4)])
+def test_pairs_leave_a_neuron_to_take_after(width, replaced):
+    statistics = NeuronStatistics.unknown(width)
+    statistics.seen.fill_(True)
+    config = DropInConfig(threshold=math.inf, maturity=0, max_fraction=1.0)
+    assert int(decide_replacement(torch.zeros(width), statistics, config).mask.sum()) == replaced

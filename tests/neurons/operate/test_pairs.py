@@ -83,7 +83,7 @@ def test_where_a_bias_stays_new_neurons_are_silent_rather_than_unequal():
 def test_neurons_replaced_at_their_first_judgement_are_counted():
     model = tiny_mlp(hidden=10)
     settings = {"threshold": float("inf"), "max_fraction": 1.0, "interval": 2, "maturity": 3, "stop": None}
-    dropin = DropIn(model, DropInConfig(**settings))
+    dropin = DropIn(model, DropInConfig(outgoing="zero", **settings))
     shares = []
     for _ in range(12):  # all go at steps 4, 8 and 12
         model(torch.randn(8, 6)).sum().backward()
