@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -14,12 +15,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Data = tuple[Tensor, Tensor]  # pixels [N, 64] in [0, 1], labels [N]
+load_once = cache(load_digits)
 
 
 def split(seed: int, share: float = 1.0, noise: float = 0.0) -> tuple[Data, Data, Data]:
     """Training, validation and test data. The last 450 digits are the test, whatever the seed; of the others 270, by seed, are
     for validation, and a share of the remaining 1077 for training, with a share of the labels (noise) drawn at random."""
-    digits, draw = load_digits(), torch.Generator().manual_seed(seed)
+    digits, draw = load_once(), torch.Generator().manual_seed(seed)
     x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     order = torch.randperm(len(x) - 450, generator=draw)
     chosen = order[270:][: round(share * (len(order) - 270))]
