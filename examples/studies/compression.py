@@ -23,7 +23,7 @@ WIDTH = 64
 SHARES = (0.75, 0.5, 0.25)
 CRITERIA = {"pruned": "contribution", "random": "random"}
 ARMS = [("wide", 1.0), *((method, share) for share in SHARES for method in ("pruned", "random", "narrow"))]
-RATES = (3e-3, 1e-2, 3e-2, 0.1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 PAIRS = [("pruned", "narrow"), ("pruned", "random"), ("pruned", "wide")]
 
 

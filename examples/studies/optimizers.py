@@ -30,8 +30,8 @@ OPTIONS = {
     "strength 2": {"strength": 2.0},
 }
 METHODS = ("adamw", "sgd", *OPTIONS)
-RATES = {"sgd": (0.01, 0.03, 0.1, 0.3, 1.0)}
-OTHER_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+RATES = {"sgd": (0.003, 0.01, 0.03, 0.1, 0.3)}
+OTHER_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CONDITIONS = [(share, noise) for noise in (0.0, 0.3) for share in (0.1, 0.25, 1.0)]
 
 
