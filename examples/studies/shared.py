@@ -61,7 +61,10 @@ def best_rate(rows: Iterable[dict], arm: Callable[[dict], object]) -> list[dict]
     found: dict[object, dict[float, list[dict]]] = {}
     for row in sorted(rows, key=lambda row: row["rate"]):
         found.setdefault(arm(row), {}).setdefault(row["rate"], []).append(row)
-    best = [max(rates.values(), key=lambda same: sum(row["validation"] for row in same)) for rates in found.values()]
+    best = [
+        max(rates.values(), key=lambda same: round(sum(row["validation"] for row in same), 6))
+        for rates in found.values()
+    ]
     return [row for same in best for row in same]
 
 
