@@ -1,4 +1,7 @@
-"""For studies on scikit-learn's digits: the data, training, the choice of rates, paired differences and their picture."""
+"""For studies on scikit-learn's digits: the data, training, the choice of rates, paired differences and their picture.
+
+scikit-learn comes with the extra `augment`, scipy and matplotlib with `demo`; `test` holds both.
+"""
 
 import time
 from collections.abc import Callable, Iterable
