@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -150,3 +151,39 @@ def test_pairs_earn_their_place_in_the_study_of_churn():
     assert pair["again"] < 0.6 * silent["again"]
     assert pair["early"] < 0.6 * silent["early"]
     assert pair["weak"] < silent["weak"]
+
+
+@pytest.mark.parametrize("name", ["optimizers", "compression"])
+def test_studies_on_digits(name, tmp_path, monkeypatch, capsys):
+    output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output", str(output), "--picture", str(picture)])
+    runpy.run_path(str(EXAMPLES / "studies" / f"{name}.py"), run_name="__main__")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    compared = [row for row in rows if "difference" in row]
+    assert all(0 <= row["test"] <= 100 for row in rows if "test" in row)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{len(compared)} comparisons: ")
+    assert picture.is_file()
+    if name == "compression":
+        arms = {(row["method"], row["share"]): row["parameters"] for row in rows if "parameters" in row}
+        for share in (0.75, 0.5, 0.25):
+            assert arms["pruned", share] == arms["random", share] == arms["narrow", share] < arms["wide", 1.0]
+
+
+def test_what_studies_share(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    shared = runpy.run_path(str(EXAMPLES / "studies" / "shared.py"))
+    whole, validation, test = shared["split"](0)
+    part, same_validation, _ = shared["split"](0, share=0.25, noise=0.3)
+    assert [len(each[0]) for each in (whole, part, validation, test)] == [1077, 269, 270, 450]
+    assert torch.equal(part[0], whole[0][:269])
+    assert torch.equal(validation[0], same_validation[0])
+    assert 0.2 < (part[1] != whole[1][:269]).float().mean() < 0.35  # a tenth of those drawn are right by chance
+    rows = [{"arm": "a", "rate": rate, "validation": 10 * rate * seed} for rate in (1, 2) for seed in (0, 1)]
+    assert shared["best_rate"](rows, lambda row: row["arm"]) == rows[2:]
+    found = shared["paired"]({0: 3.0, 1: 2.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 1.0})
+    assert found["difference"] == pytest.approx(2.0)
+    assert found["high"] - 2.0 == pytest.approx(
+        4.30265 / 3**0.5, rel=1e-4
+    )  # Student's t, two degrees of freedom, deviation 1
+    assert 2.0 - found["low"] == pytest.approx(found["high"] - 2.0)
