@@ -153,7 +153,7 @@ def test_pairs_earn_their_place_in_the_study_of_churn():
     assert pair["weak"] < silent["weak"]
 
 
-@pytest.mark.parametrize("name", ["optimizers", "compression"])
+@pytest.mark.parametrize("name", ["optimizers", "compression", "permuted"])
 def test_studies_on_digits(name, tmp_path, monkeypatch, capsys):
     output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
     monkeypatch.syspath_prepend(EXAMPLES / "studies")

@@ -90,8 +90,10 @@ def tell_chance(found: list[dict[str, float]]) -> str:
 def draw(found: list[dict], title: str, label: str, text: str, path: Path) -> None:
     """A panel for each value of `title`, a line in it for each value of `label`, from what `paired` gave. text: below."""
     titles = list(dict.fromkeys(row[title] for row in found))
-    figure, axes = plt.subplots(1, len(titles), figsize=(1 + 2 * len(titles), 3), sharey=True, layout="constrained")
-    for axis, each in zip(axes, titles, strict=True):
+    figure, axes = plt.subplots(
+        1, len(titles), figsize=(1 + 2 * len(titles), 3), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, each in zip(axes[0], titles, strict=True):
         here = [row for row in found if row[title] == each]
         middles = [row["difference"] for row in here]
         ends = [[abs(row[end] - row["difference"]) for row in here] for end in ("low", "high")]
