@@ -8,6 +8,7 @@ import torch
 from steps import FORMS, Problem, assert_close, assert_same_bits
 
 from neuroplastic_kernels.plasticity_step import tables
+from neuroplastic_kernels.plasticity_step.lists import Lists
 from neuroplastic_kernels.plasticity_step.reference import NeuronFactor
 
 
@@ -181,9 +182,11 @@ def test_an_odd_gradient_sends_its_tensor_away_for_that_step_alone(odd, fast):
 
 
 def test_a_step_counter_on_another_device_sends_its_tensor_away():
-    state = Problem("cpu", [(5,)]).states[0]
-    far = state | {"step": torch.zeros((), device="meta")}
-    assert not tables.is_taken(torch.zeros(5), torch.zeros(5), far, None, False)
+    near = Problem("cpu", [(5,)]).states[0]
+    far = near | {"step": torch.zeros((), device="meta")}
+    tensors = [torch.zeros(5)] * 2
+    lists = Lists(tensors, tensors, [near, far], None, None)
+    assert [tables.is_taken(lists, number, False, False) for number in range(2)] == [True, False]
 
 
 def test_lists_of_other_lengths_are_seen(fast):
