@@ -2,13 +2,10 @@
 
 import copy
 import itertools
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, OneOff, compact, reserve
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
+from tests.support.gloo import needs_gloo, run_in_processes
 from tests.support.tiny import tiny_batch, tiny_model
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 EVENTFUL = {"interval": 2, "maturity": 0, "max_fraction": 0.3, "threshold": float("inf"), "stop": None}
 
 
@@ -264,20 +262,8 @@ WORK = {
 }
 
 
-def run(rank, works, processes, port):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
-    for work in works:
-        work(rank)
-    dist.barrier()
-    os._exit(0)  # gloo's threads now and then do not survive the end of Python
-
-
 @pytest.mark.parametrize(
     ("processes", "works"), [*WORK.items(), (2, (agree_with_ddp,))], ids=["two", "three", "four", "beside ddp"]
 )
 def test_shards(processes, works):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(works, processes, port), nprocs=processes)
+    run_in_processes(processes, *works)
