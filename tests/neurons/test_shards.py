@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from gloo import needs_gloo, run_in_processes
+from tiny import tiny_batch, tiny_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic, OneOff, compact, reserve
 from hf_neuroplastic.neurons.decide.decisions import Action, Decision
-from tests.support.gloo import needs_gloo, run_in_processes
-from tests.support.tiny import tiny_batch, tiny_model
 
 pytestmark = needs_gloo
 EVENTFUL = {"interval": 2, "maturity": 0, "max_fraction": 0.3, "threshold": float("inf"), "stop": None}
