@@ -1,8 +1,10 @@
-"""For studies on scikit-learn's digits: the data, training, the choice of rates, paired differences and their picture.
+"""For studies: scikit-learn's digits, the methods, training, the choice of rates, paired differences, tables and pictures.
 
 scikit-learn comes with the extra `augment`, scipy and matplotlib with `demo`; `test` holds both.
 """
 
+import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -14,11 +16,73 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from hf_neuroplastic import NeuroPlastic
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-Data = tuple[Tensor, Tensor]  # pixels [N, 64] in [0, 1], labels [N]
+Data = tuple[Tensor, Tensor]  # inputs [N, ...], such as pixels [N, 64] in [0, 1], and labels [N]
 load_once = cache(load_digits)
+
+OURS = "neuroplastic"
+OPTIONS = {
+    OURS: {},
+    "gradient only": {"plasticity_scale": 0.0},
+    "exact": {"statistics": "exact"},
+    "trace": {"activity": "trace"},
+    "strength .5": {"strength": 0.5},
+    "strength 2": {"strength": 2.0},
+    "alignment": {},
+}
+METHODS = ("adamw", "sgd", *OPTIONS)
+CONDITIONS = [(share, noise) for noise in (0.0, 0.3) for share in (0.1, 0.25, 1.0)]  # of the data, of its labels
+
+
+def optimizer_of(method: str, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    if method == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, fused=True)
+    if method == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
+    groups = [{"params": [each]} for each in parameters] if method == "alignment" else parameters
+    optimizer = NeuroPlastic(groups, lr=rate, weight_decay=0.01, **OPTIONS[method])
+    return aligned(optimizer) if method == "alignment" else optimizer
+
+
+def aligned(optimizer: torch.optim.Optimizer, temperature: float = 0.2, decay: float = 0.9) -> torch.optim.Optimizer:
+    """Multiplies each step of each group, which holds one tensor, by 2 * sigmoid(c / temperature), where c is the running mean
+    of the cosine of the tensor's momentum and gradient (after arXiv 2602.15322): in [0, 2], 1 where the two are orthogonal."""
+    means: dict[Tensor, float] = {}
+    rates: list[float] = []
+
+    def before(*_) -> None:
+        rates[:] = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            (tensor,) = group["params"]
+            if tensor in optimizer.state and tensor.grad is not None:
+                momentum = optimizer.state[tensor]["exp_avg"]
+                cosine = nn.functional.cosine_similarity(momentum.flatten(), tensor.grad.flatten(), dim=0).item()
+                means[tensor] = decay * means.get(tensor, 0.0) + (1 - decay) * cosine
+                group["lr"] *= 2 / (1 + math.exp(-means[tensor] / temperature))
+
+    def after(*_) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> float:
+    """Of state per parameter."""
+    held = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+    return sum(x.nbytes for x in held) / sum(x.numel() for group in optimizer.param_groups for x in group["params"])
+
+
+def noisy(labels: Tensor, noise: float, classes: int, draw: torch.Generator) -> Tensor:
+    """The labels, of which a share (noise) is drawn at random: some of these come out right by chance."""
+    wrong = torch.rand(len(labels), generator=draw) < noise
+    return torch.where(wrong, torch.randint(0, classes, (len(labels),), generator=draw), labels)
 
 
 def split(seed: int, share: float = 1.0, noise: float = 0.0) -> tuple[Data, Data, Data]:
@@ -28,9 +92,7 @@ def split(seed: int, share: float = 1.0, noise: float = 0.0) -> tuple[Data, Data
     x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     order = torch.randperm(len(x) - 450, generator=draw)
     chosen = order[270:][: round(share * (len(order) - 270))]
-    wrong = torch.rand(len(chosen), generator=draw) < noise
-    labels = torch.where(wrong, torch.randint(0, 10, (len(chosen),), generator=draw), y[chosen])
-    return (x[chosen], labels), (x[order[:270]], y[order[:270]]), (x[-450:], y[-450:])
+    return (x[chosen], noisy(y[chosen], noise, 10, draw)), (x[order[:270]], y[order[:270]]), (x[-450:], y[-450:])
 
 
 def perceptron(*widths: int, seed: int) -> nn.Sequential:
@@ -41,11 +103,19 @@ def perceptron(*widths: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(sizes[-1], 10))
 
 
-def train(model: nn.Module, data: Data, epochs: int, seed: int, optimizer, after: Callable[[], None] = bool) -> float:
-    """Batches of 32, whose order is the seed's alone. `after` is called after every step. Returns seconds."""
+def train(
+    model: Callable[[Tensor], Tensor],
+    data: Data,
+    epochs: int,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+    after: Callable[[], object] = bool,
+    size: int = 32,
+) -> float:
+    """Batches of this size, whose order is the seed's alone. `after` is called after every step. Returns seconds."""
     draw, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for _ in range(epochs):
-        for batch in torch.randperm(len(data[0]), generator=draw).split(32):
+        for batch in torch.randperm(len(data[0]), generator=draw).split(size):
             nn.functional.cross_entropy(model(data[0][batch]), data[1][batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -59,16 +129,80 @@ def accuracy(model: nn.Module, data: Data) -> float:
     return 100 * (model(data[0]).argmax(1) == data[1]).float().mean().item()
 
 
-def best_rate(rows: Iterable[dict], arm: Callable[[dict], object]) -> list[dict]:
-    """Of each arm the rows at the rate whose mean validation accuracy over the seeds is best; the lower rate of equals."""
+def measured(setup: dict, trials: Iterable[dict], run: Callable[..., dict], output: Path | None) -> list[dict]:
+    """Rows of this setup: what a run was told and what came of it, each a line of JSON on the screen, and in `output` as it
+    comes. Rows that `output` holds already are taken from there, and their trials not run again."""
+    lines = output.read_text().splitlines() if output and output.is_file() else []
+    rows = [row for row in map(json.loads, lines) if all(row.get(name) == setup[name] for name in setup)]
+    for trial in trials:
+        if any(all(row[name] == trial[name] for name in trial) for row in rows):
+            continue
+        rows.append(setup | trial | run(**trial))
+        print(json.dumps(rows[-1]), flush=True)
+        if output:
+            with output.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def best_rate(rows: Iterable[dict], arm: Callable[[dict], object], best: Callable = max) -> list[dict]:
+    """Of each arm the rows at the rate whose mean validation score over the seeds is best; the lower rate of equals."""
     found: dict[object, dict[float, list[dict]]] = {}
     for row in sorted(rows, key=lambda row: row["rate"]):
         found.setdefault(arm(row), {}).setdefault(row["rate"], []).append(row)
-    best = [
-        max(rates.values(), key=lambda same: round(sum(row["validation"] for row in same), 6))
+    chosen = [
+        best(rates.values(), key=lambda same: round(sum(row["validation"] for row in same), 6))
         for rates in found.values()
     ]
-    return [row for same in best for row in same]
+    return [row for same in chosen for row in same]
+
+
+def compare(rows: list[dict], best: Callable = max) -> list[dict]:
+    """For each condition, and for all together where there are several, a row of each method's means, and of its paired
+    difference to NeuroPlastic as it comes. Seeds that an arm lacks are left out; "all" is of methods measured everywhere."""
+    arms: dict[tuple, set[int]] = {}
+    for row in rows:
+        arms.setdefault((row["method"], row["share"], row["noise"], row["rate"]), set()).add(row["seed"])
+    seeds = sorted(set.intersection(*arms.values()))
+    chosen = best_rate(
+        (row for row in rows if row["seed"] in seeds), lambda row: (row["method"], row["share"], row["noise"]), best
+    )
+    conditions = sorted({(row["noise"], row["share"]) for row in rows})
+    found = []
+    for condition in [*conditions, *([None] if len(conditions) > 1 else [])]:
+        here = [row for row in chosen if condition in (None, (row["noise"], row["share"]))]
+        by_method = {method: [row for row in here if row["method"] == method] for method in METHODS}
+        complete = len(seeds) * (1 if condition else len(conditions))
+        held = {method: mine for method, mine in by_method.items() if len(mine) == complete}
+        tests = {
+            method: {seed: mean(row["test"] for row in mine if row["seed"] == seed) for seed in seeds}
+            for method, mine in held.items()
+        }
+        for method, mine in held.items():
+            line = {
+                "condition": f"{condition[1]:.0%} of the data, {condition[0]:.0%} noise" if condition else "all",
+                "method": method,
+                **{key: mean(row[key] for row in mine) for key in ("test", "bytes")},
+                "milliseconds": sorted(row["milliseconds"] for row in mine)[len(mine) // 2],
+                "rate": mine[0]["rate"] if condition else None,
+            }
+            found.append(line | ({} if method == OURS else paired(tests[method], tests[OURS])))
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    held = list(values)
+    return sum(held) / len(held)
+
+
+def tell(found: list[dict]) -> None:
+    """Prints what `compare` gave, and how much of this is chance."""
+    for row in found:
+        change = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
+        rate = "" if row["rate"] is None else f"{row['rate']:g}"
+        cost = f"{row['milliseconds']:.2f} ms {row['bytes']:5.2f} B"
+        print(f"{row['condition']:26} {row['method']:13} rate {rate:6} {row['test']:.2f} {change:22} {cost}")
+    print(tell_chance([row for row in found if "difference" in row]))
 
 
 def paired(values: dict[int, float], others: dict[int, float]) -> dict[str, float]:
