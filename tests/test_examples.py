@@ -153,21 +153,91 @@ def test_pairs_earn_their_place_in_the_study_of_churn():
     assert pair["weak"] < silent["weak"]
 
 
-@pytest.mark.parametrize("name", ["optimizers", "compression", "permuted"])
-def test_studies_on_digits(name, tmp_path, monkeypatch, capsys):
-    output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
+def run_study(name, monkeypatch, *arguments):
     monkeypatch.syspath_prepend(EXAMPLES / "studies")
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output", str(output), "--picture", str(picture)])
-    runpy.run_path(str(EXAMPLES / "studies" / f"{name}.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    return runpy.run_path(str(EXAMPLES / "studies" / f"{name}.py"), run_name="__main__")
+
+
+FEWER = {"speech": ["--methods", "adamw,neuroplastic,alignment", "--shares", ".25,1"]}
+
+
+@pytest.mark.parametrize("name", ["optimizers", "compression", "permuted", "speech"])
+def test_studies_in_small(name, tmp_path, monkeypatch, capsys):
+    output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
+    arguments = ["--quick", "--output", output, "--picture", picture, *FEWER.get(name, [])]
+    run_study(name, monkeypatch, *arguments)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    compared = [row for row in rows if "difference" in row]
+    printed = capsys.readouterr().out.splitlines()
+    compared = [line for line in printed if "[" in line]
     assert all(0 <= row["test"] <= 100 for row in rows if "test" in row)
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{len(compared)} comparisons: ")
+    assert printed[-1].startswith(f"{len(compared)} comparisons: ")
     assert picture.is_file()
     if name == "compression":
         arms = {(row["method"], row["share"]): row["parameters"] for row in rows if "parameters" in row}
         for share in (0.75, 0.5, 0.25):
             assert arms["pruned", share] == arms["random", share] == arms["narrow", share] < arms["wide", 1.0]
+    if name in ("optimizers", "speech"):  # begun again, nothing is left to run
+        run_study(name, monkeypatch, *arguments)
+        assert len(output.read_text().splitlines()) == len(rows)
+        assert [line for line in capsys.readouterr().out.splitlines() if "[" in line] == compared
+
+
+def test_the_study_of_speech_on_files_without_speakers(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import soundfile
+
+    for kind in ("real", "fake"):
+        (tmp_path / kind).mkdir()
+        for number in range(20):
+            noise = np.random.default_rng((number, kind == "real")).normal(0, 0.1, 16000 + number)
+            soundfile.write(tmp_path / kind / f"{kind}{number}.wav", noise, 16000)
+    arguments = ["--quick", "--data", tmp_path, "--methods", "sgd,neuroplastic", "--shares", "1", "--noises", "0"]
+    run_study("speech", monkeypatch, *arguments, "--model", "wav2vec2", "--start", "none")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 comparisons: ")
+    for wrong, told in (
+        ([], "take --start none"),
+        (["--attacks", "A99"], "the corpus has no attacks A99"),
+        (["--methods", "lion"], "--methods must be of adamw, sgd, neuroplastic"),
+        (["--shares", "0"], "--shares must be numbers"),
+        (["--model", "nowhere/model"], "nowhere/model is no folder"),
+        (["--seconds", "3"], "seconds must be at most"),
+        (["--most", "4"], "needs two of each"),
+    ):
+        with pytest.raises(SystemExit):
+            run_study("speech", monkeypatch, *arguments, *wrong)
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_study_of_speech_holds_out_speakers(seed, monkeypatch):
+    import numpy as np
+
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    study = runpy.run_path(str(EXAMPLES / "studies" / "speech.py"))
+    draw = np.random.default_rng(seed)
+    kinds = draw.choice(["bona fide", "conversion", "voices", "one voice"], 600)
+    people = np.where(kinds == "voices", "v", "p")  # a conversion has the speaker of what was converted
+    speakers = np.where(kinds == "one voice", "joe", np.char.add(people, draw.integers(0, 12, 600).astype(str)))
+    names = np.array([f"n{number}" for number in range(600)])
+    data = torch.zeros(600, 1), torch.tensor((kinds != "bona fide").astype(int))
+    recordings = study["Recordings"](data, kinds, names, speakers)
+    found = {each: study["parts"](recordings, each) for each in (seed, seed + 1)}
+    parts = found[seed]
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(600))
+    assert (found[seed + 1]["test"] == parts["test"]).all()
+    assert set(found[seed + 1]["validation"]) != set(parts["validation"])
+    spoken = {part: set(speakers[rows]) - {"joe"} for part, rows in parts.items()}
+    assert not spoken["train"] & spoken["test"]
+    assert not spoken["train"] & spoken["validation"]
+    assert not spoken["validation"] & spoken["test"]
+    for kind in set(kinds):
+        shares = [
+            (kinds[parts[part]] == kind).sum() / (kinds == kind).sum() for part in ("train", "validation", "test")
+        ]
+        assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.03 if kind == "one voice" else 0.15)
+    whole, part = (study["drawn"](data, parts["train"], share, 0.0, seed)[1] for share in (1.0, 0.25))
+    assert part.bincount().tolist() == [round(0.25 * count) for count in whole.bincount().tolist()]
 
 
 def test_what_studies_share(monkeypatch):
@@ -187,3 +257,52 @@ def test_what_studies_share(monkeypatch):
         4.30265 / 3**0.5, rel=1e-4
     )  # Student's t, two degrees of freedom, deviation 1
     assert 2.0 - found["low"] == pytest.approx(found["high"] - 2.0)
+    same = shared["noisy"](torch.arange(10**4), 0.0, 10**9, torch.Generator().manual_seed(0))
+    drawn = shared["noisy"](torch.arange(10**4), 0.3, 10**9, torch.Generator().manual_seed(0))
+    assert torch.equal(same, torch.arange(10**4))
+    assert (drawn != same).float().mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_studies_compare_what_is_complete(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    compare = runpy.run_path(str(EXAMPLES / "studies" / "shared.py"))["compare"]
+    arms = [("adamw", 1.0), ("adamw", 0.5), ("neuroplastic", 1.0), ("neuroplastic", 0.5), ("trace", 1.0)]
+    rows = [
+        {"method": method, "share": share, "noise": 0.0, "rate": rate, "seed": seed, "milliseconds": 1.0, "bytes": 8.0}
+        | {"validation": rate, "test": 10.0 * rate + seed + (method == "adamw") * (1 + seed)}
+        for method, share in arms
+        for rate in (1, 2)
+        for seed in (0, 1, 2)
+    ]
+    best = {(row["condition"], row["method"]): row for row in compare(rows[:-1], min)}  # the last run is missing
+    assert ("all", "trace") not in best
+    assert best["all", "adamw"]["difference"] == pytest.approx(1.5)  # of seeds 0 and 1
+    assert best["100% of the data, 0% noise", "trace"]["test"] == pytest.approx(10.5)
+    assert best["50% of the data, 0% noise", "adamw"]["rate"] == 1
+    assert {row["rate"] for row in compare(rows) if row["condition"] != "all"} == {2}
+
+
+def test_alignment_of_momentum_and_gradient(monkeypatch):
+    from hf_neuroplastic import NeuroPlastic
+
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    shared = runpy.run_path(str(EXAMPLES / "studies" / "shared.py"))
+
+    def trained(temperature):
+        model = shared["perceptron"](16, seed=0)
+        groups = [{"params": [each]} for each in model.parameters()] if temperature else model.parameters()
+        optimizer = NeuroPlastic(groups, lr=1e-2)
+        if temperature:
+            shared["aligned"](optimizer, temperature)
+        shared["train"](model, shared["split"](0, share=0.1)[0], 3, 0, optimizer)
+        assert {group["lr"] for group in optimizer.param_groups} == {1e-2}
+        return torch.cat([each.detach().flatten() for each in model.parameters()])
+
+    assert torch.equal(trained(float("inf")), trained(None))
+    assert not torch.equal(trained(0.2), trained(None))
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = shared["aligned"](torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0, eps=0.0), 0.2, decay=0.0)
+    for sign, step in ((1, -1.0), (1, -2 / (1 + 2.718281828459045**-5))):  # then a gradient along its momentum
+        before, weight.grad = weight.detach().clone(), sign * torch.ones(3)
+        optimizer.step()
+        assert weight.detach() - before == pytest.approx(torch.full((3,), step), rel=1e-4)
