@@ -159,17 +159,20 @@ def run_study(name, monkeypatch, *arguments):
     return runpy.run_path(str(EXAMPLES / "studies" / f"{name}.py"), run_name="__main__")
 
 
-FEWER = {"speech": ["--methods", "adamw,neuroplastic,alignment", "--shares", ".25,1"]}
+FEWER = {
+    "speech": ["--methods", "adamw,neuroplastic,alignment", "--shares", ".25,1"],
+    "audio_tasks": ["--methods", "adamw,adamw+random,neuroplastic+dropin,fresh", "--redrawn", "--change", "gradual"],
+}
 
 
-@pytest.mark.parametrize("name", ["optimizers", "compression", "permuted", "speech"])
+@pytest.mark.parametrize("name", ["optimizers", "compression", "permuted", "speech", "audio_tasks"])
 def test_studies_in_small(name, tmp_path, monkeypatch, capsys):
     output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
     arguments = ["--quick", "--output", output, "--picture", picture, *FEWER.get(name, [])]
     run_study(name, monkeypatch, *arguments)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     printed = capsys.readouterr().out.splitlines()
-    compared = [line for line in printed if "[" in line]
+    compared = [line for line in printed if "[" in line and line[0] != "{"]
     assert all(0 <= row["test"] <= 100 for row in rows if "test" in row)
     assert printed[-1].startswith(f"{len(compared)} comparisons: ")
     assert picture.is_file()
@@ -177,10 +180,10 @@ def test_studies_in_small(name, tmp_path, monkeypatch, capsys):
         arms = {(row["method"], row["share"]): row["parameters"] for row in rows if "parameters" in row}
         for share in (0.75, 0.5, 0.25):
             assert arms["pruned", share] == arms["random", share] == arms["narrow", share] < arms["wide", 1.0]
-    if name in ("optimizers", "speech"):  # begun again, nothing is left to run
+    if name in ("optimizers", "speech", "audio_tasks"):  # begun again, nothing is left to run
         run_study(name, monkeypatch, *arguments)
         assert len(output.read_text().splitlines()) == len(rows)
-        assert [line for line in capsys.readouterr().out.splitlines() if "[" in line] == compared
+        assert [line for line in capsys.readouterr().out.splitlines() if "[" in line and line[0] != "{"] == compared
 
 
 def test_the_study_of_speech_on_files_without_speakers(tmp_path, monkeypatch, capsys):
@@ -306,3 +309,45 @@ def test_alignment_of_momentum_and_gradient(monkeypatch):
         before, weight.grad = weight.detach().clone(), sign * torch.ones(3)
         optimizer.step()
         assert weight.detach() - before == pytest.approx(torch.full((3,), step), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tasks_of_the_study_of_tasks(seed, monkeypatch):
+    import numpy as np
+
+    monkeypatch.syspath_prepend(EXAMPLES / "studies")
+    study = runpy.run_path(str(EXAMPLES / "studies" / "audio_tasks.py"))
+    draw = np.random.default_rng(seed)
+    kinds = draw.choice(["bona fide", "A01", "A02"], 300)
+    speakers = draw.choice(list("abcdefg"), 300)
+    labels = torch.tensor((kinds != "bona fide").astype(int))
+    recordings = study["Recordings"]((torch.arange(300.0), labels), kinds, speakers, speakers)
+    recorded = {channel: recordings for channel in ("", "far")}
+    tasks, again = (study["tasks_of"](recordings, ("", "far"), 20, 48, True, seed) for _ in range(2))
+    assert (
+        len({task.name for task in tasks[:8]}) == 8 == len({task.name for task in tasks})
+    )  # all, before one comes again
+    assert {task.turned for task in tasks} == {False, True}
+    for task, same in zip(tasks, again, strict=True):
+        assert task.name == same.name
+        assert (task.train == same.train).all()
+        assert not set(task.train) & set(task.held_out)
+        assert set(kinds[task.train]) == {"bona fide", task.name[:3]}
+        for rows in (task.train, task.held_out):
+            _, called = study["batch_of"](recorded, task, rows)
+            assert called.sum() * 2 == len(rows)
+            assert ((called == 1) == ((kinds[rows] != "bona fide") != task.turned)).all()
+    spoken = [set(), set()]
+    for task in tasks:
+        spoken[int(task.name[-1])] |= set(speakers[task.train][kinds[task.train] == "bona fide"])
+    assert not spoken[0] & spoken[1]
+    for gradual in (False, True):
+        rows = [batch[0] for batch in study["batches"](recorded, tasks, 0, 100, gradual, np.random.default_rng(seed))]
+        from_next = [np.isin(each.numpy(), np.setdiff1d(tasks[1].train, tasks[0].train)).mean() for each in rows]
+        assert max(from_next[:50]) == 0
+        assert (np.mean(from_next[50:75]) < np.mean(from_next[75:])) == gradual
+        assert all(len(each) == 16 for each in rows)
+    few = np.concatenate([np.flatnonzero(kinds != "A02"), np.flatnonzero(kinds == "A02")[:5]])
+    fewer = study["Recordings"]((recordings.data[0][few], labels[few]), kinds[few], speakers[few], speakers[few])
+    with pytest.raises(ValueError, match="A02 has 5 recordings"):
+        study["tasks_of"](fewer, ("",), 3, 48, False, seed)

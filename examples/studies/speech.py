@@ -57,6 +57,7 @@ from transformers import (
 )
 
 from hf_neuroplastic.audio import AudioCollator, keep_readable, load_corpus, write_corpus
+from hf_neuroplastic.audio.augment import Augmentation
 from hf_neuroplastic.audio.corpora.shares import share as shared_out
 from hf_neuroplastic.audio.detector import load_detector, require_window
 from hf_neuroplastic.audio.metrics.equal_error_rate import equal_error_rate
@@ -140,10 +141,15 @@ def column(rows: Dataset, name: str) -> Names:
 
 
 def read(
-    rows: Dataset, wanted: Sequence[str], most: int, extractor: FeatureExtractionMixin, seconds: float
+    rows: Dataset,
+    wanted: Sequence[str],
+    most: int,
+    extractor: FeatureExtractionMixin,
+    seconds: float,
+    augment: Augmentation | None = None,
 ) -> Recordings:
     """Bona fide speech and the wanted attacks, all where none is named; at most so many recordings of each of the two classes,
-    and no copies."""
+    and no copies. augment: what all of them go through."""
     labels, attacks = np.asarray(rows["label"][:]), column(rows, "attack")
     held = sorted(set(attacks[labels == 1]))
     if absent := sorted(set(wanted) - set(held)):
@@ -153,7 +159,7 @@ def read(
     kept = np.sort(np.concatenate([order[one[order]][:most] for one in classes]))
     rows = keep_readable(rows.select(kept))
     rows = rows.select(np.sort(np.unique(rows["digest"][:], return_index=True)[1]))
-    collator = AudioCollator(extractor, max_seconds=seconds)
+    collator = AudioCollator(extractor, max_seconds=seconds, augment=augment)
     name = extractor.model_input_names[0]
     batches = [collator(list(rows.select(part)))[name] for part in torch.arange(len(rows)).split(64)]
     labels, names, speakers = torch.tensor(rows["label"][:]), column(rows, "file_name"), column(rows, "speaker")
