@@ -24,7 +24,7 @@ from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 
 OPTIMIZERS = {"adamw": lambda p, **given: torch.optim.AdamW(p, fused=True, **given), "neuroplastic": NeuroPlastic}
 METHODS = [f"{optimizer}{way}" for optimizer, way in product(OPTIMIZERS, ("", "+dropin"))]
-RATES, DECAYS = (5e-4, 1.5e-3, 5e-3), (0.01, 0.1, 1.0)
+RATES, DECAYS = (5e-4, 1.5e-3, 5e-3, 1.5e-2), (0.0, 0.01, 0.1, 1.0)
 CHOSEN_ON = (100, 101)
 STEPS = 100  # of a task
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,6 @@ def bona_fide_scores(logits: Any) -> NDArray[np.float64]:
     return logits[:, 0] - logits[:, 1]
 
 
-@torch.inference_mode()
 def score(
     model: Any,
     feature_extractor: Any,
@@ -83,25 +82,54 @@ def score(
         full: score whole recordings, see `parts_of`.
         batch_size: windows at a time. workers: processes that load audio. progress: called as progress(done, windows).
     """
-    model.eval()
+    windows = windows_of(model, feature_extractor, rows, seconds, full=full, batch_size=batch_size, workers=workers)
+    return score_windows(model, rows, windows, progress)
+
+
+class Windows(NamedTuple):
+    """What is scored: `owners`, by batch the row of each window; `batches`, an iterable of what the collator made of them."""
+
+    owners: list[list[int]]
+    batches: Iterable[Mapping[str, torch.Tensor]]
+
+
+def windows_of(
+    model: Any,
+    feature_extractor: Any,
+    rows: Dataset,
+    seconds: float,
+    *,
+    full: bool = False,
+    batch_size: int = 16,
+    workers: int = 0,
+) -> Windows:
+    """The windows that `score` scores, read when they are asked for."""
     collator = scoring_collator(feature_extractor, seconds, full, model)
     audio = [row["audio"] for row in rows.select_columns("audio").with_format(None)]
     parts, batches = _batches(audio, feature_extractor, seconds, full, batch_size)
     items = [{"audio": audio[index], "part": part} for index, part in parts]
     loader: Any = DataLoader(items, batch_sampler=batches, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
+    return Windows([[parts[index][0] for index in chosen] for chosen in batches], loader)
+
+
+@torch.inference_mode()
+def score_windows(
+    model: Any, rows: Dataset, windows: Windows, progress: Callable[[int, int], object] | None = None
+) -> Scores:
+    """`score` of windows that are there already, or that are read meanwhile."""
+    model.eval()
     logits, count, done, waiting = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows)), 0, 0.0
-    loaded = iter(loader)
+    total, loaded = sum(map(len, windows.owners)), iter(windows.batches)
     start = time.perf_counter()
-    for chosen in batches:
+    for owners in windows.owners:
         asked = time.perf_counter()
         batch = next(loaded)
         waiting += time.perf_counter() - asked
-        owners = [parts[index][0] for index in chosen]
         np.add.at(logits, owners, model(**inputs_of(model, batch)).logits.double().cpu().numpy())
         np.add.at(count, owners, 1)
-        done += len(chosen)
+        done += len(owners)
         if progress is not None:
-            progress(done, len(parts))
+            progress(done, total)
     logits /= count[:, None]
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits).all(1))

@@ -259,9 +259,10 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def take_best(trainer: Trainer, model: nn.Module, dev: Dataset, keep: KeepBest) -> tuple[float, int | None, int]:
     """Puts the best weights of the run into the model: dev EER, step or None for a mean, how many were averaged."""
-    if not keep.entries:  # ended before the first measurement
-        eer = trainer.evaluate()["eval_eer"]
-        return eer, trainer.state.global_step, 1
+    if not keep.entries:  # ended before the first measurement, or the last weights are asked for
+        last, step = trainer.state.log_history, trainer.state.global_step
+        measured = [entry["eval_eer"] for entry in last if "eval_eer" in entry and entry["step"] == step]
+        return measured[-1] if measured else trainer.evaluate()["eval_eer"], step, 1
     best, step = keep.entries[0]
     files = [keep.file(step) for _, step in keep.entries]
     if len(files) > 1:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .console import MAIN, Report, bars, console, one_line_errors, quiet
+from .console import MAIN, bars, console, one_line_errors, quiet
 from .loading import DEFAULTS, FORMATS, load_splits
-from .train import require_same_run
+from .runs import MODEL, RESULTS, fine_tuned, is_finished, require_new, save_trained, scored
 
-RESULTS, RECIPE, LOG, ADAPTER, MODEL = "results.json", "recipe.yaml", "adapt.log", "adapter", "model"
+LOG, ADAPTER = "adapt.log", "adapter"
 BASE = "base"  # folder in the adapter's with what stood beside the base's weights
 
 
@@ -54,8 +54,8 @@ def adapt(
 ) -> None:
     """Teach a detector a new attack by new neurons alone, and show what was won and what was forgotten."""
     with one_line_errors():
-        if MAIN and not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(f"{output} is not empty; choose another --output")
+        if not resume:
+            require_new(output)
         if undo is not None:
             if data or rehearse or measure:
                 raise ValueError(
@@ -96,10 +96,9 @@ def _adapt(
     from dataclasses import replace
 
     from ..audio.detector import load_detector, read_window
-    from ..audio.recipe import write_yaml
     from ..audio.results import results_of, write_json
     from ..audio.trainable import head_of, moving_norms
-    from ..audio.training import detector_file_of, fine_tune, require_both_classes, require_trainable
+    from ..audio.training import detector_file_of, require_both_classes, require_trainable
     from ..huggingface.neuron_adapters import save_neurons
     from ..neurons.operate.adapter_base import AdapterBase
 
@@ -108,11 +107,8 @@ def _adapt(
     known = read_window(Path(model), extractor)
     recipe = replace(recipe, seconds=known.seconds)
     described = {"model": model, **places, **read, **recipe.to_dict()}
-    if resume:
-        require_same_run(output, described)
-        if (output / RESULTS).exists():
-            console.print(f"this run is finished: {escape(str(output / RESULTS))} holds what it came to")
-            return
+    if resume and is_finished(output, described):
+        return
     require_trainable(network, recipe)
     head = sorted(head_of(network)) if recipe.freeze == "base" else []
     base = AdapterBase.of(network, modules=[*head, *moving_norms(network)])
@@ -126,51 +122,19 @@ def _adapt(
         }
         for name, rows in {**taught, **{f"eval of {place}": rows for place, rows in trials.items()}}.items():
             require_both_classes(name, rows)
-        before = _scored(network, extractor, trials, recipe, report, "before")
-        if MAIN:
-            output.mkdir(parents=True, exist_ok=True)
-            write_yaml(output / RECIPE, described)
-        network, run = fine_tune(
-            network,
-            extractor,
-            taught["train"],
-            taught.get("dev"),
-            recipe,
-            output=output,
-            resume=resume,
-            log=report.log,
-            progress=lambda done, total: report(recipe.method, done, total),
-        )
-        if run.interrupted:
-            report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
-            raise typer.Exit(130)
+        before = scored(network, extractor, trials, recipe, report, "before")
+        network, run = fine_tuned(network, extractor, taught, recipe, output, described, resume, report)
         if not MAIN:
             return
         grown = save_neurons(network, output / ADAPTER, base)
-        after = _scored(network, extractor, trials, recipe, report, "after")
-        chosen = _scored(network, extractor, {"dev": taught["dev"]}, recipe, report, "") if "dev" in taught else {}
+        after = scored(network, extractor, trials, recipe, report, "after")
+        chosen = scored(network, extractor, {"dev": taught["dev"]}, recipe, report) if "dev" in taught else {}
         detector = detector_file_of(run, recipe, taught["train"], chosen.get("dev"))
         detector = replace(detector, attacks=_joined(known.attacks, detector.attacks))
         _save(network, extractor, output, model, known, detector)
         measured = [_compared(role, place, before[place], after[place]) for role, place in sets]
         write_json(output / RESULTS, {**results_of([run], recipe.to_dict()), "neurons": grown, "sets": measured})
     _print(measured, grown, output)
-
-
-def _scored(
-    network: Any, extractor: Any, trials: dict[str, Any], recipe: Any, report: Report, when: str
-) -> dict[str, Any]:
-    """Scores of each corpus."""
-    from functools import partial
-
-    from ..audio.evaluation import score
-
-    found = {}
-    for place, rows in trials.items():
-        progress = partial(report, f"scoring {place} {when}".strip())
-        how = {"batch_size": 2 * recipe.batch_size, "workers": recipe.workers, "progress": progress}
-        found[place] = score(network, extractor, rows, recipe.seconds, **how)
-    return found
 
 
 def _compared(role: str, place: str, before: Any, after: Any) -> dict[str, Any]:
@@ -189,11 +153,8 @@ def _joined(first: dict[str, list[str]] | None, second: dict[str, list[str]] | N
 def _save(network: Any, extractor: Any, output: Path, base: str, known: Any, detector: Any) -> None:
     """The merged detector, and beside the adapter what belongs to the detector with it, and without it."""
     from ..audio.detector_file import write_detector
-    from ..huggingface.hub import save_for_hub
 
-    on_hub = {} if Path(base).exists() else {"base_model": base}
-    metadata = {"pipeline_tag": "audio-classification", **on_hub}
-    save_for_hub(network, output / MODEL, processor=extractor, metadata=metadata)
+    save_trained(network, extractor, output / MODEL, base)
     (output / ADAPTER / BASE).mkdir(exist_ok=True)
     for folder, content in ((MODEL, detector), (ADAPTER, detector), (f"{ADAPTER}/{BASE}", known)):
         write_detector(output / folder, content)

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from shutil import rmtree
 from threading import Thread
 from typing import Annotated, Any
 
 import typer
+from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from .console import Report, bars, console, one_line_errors, quiet
 from .loading import DEFAULTS, load_splits
 from .tables import print_table
 
-SETTINGS, COURSES, STARTS, PAGE, TABLE, LOG = (
+SETTINGS, COURSES, STARTS, PAGE, TABLE, LOG, LOCK = (
     "stream.yaml",
     "courses",
     "starts",
     "stream.html",
     "table.json",
     "stream.log",
+    ".lock",
 )
 QUICK = {"seeds": [0], "rates": [1e-3], "examples": 8, "start_steps": 20, "evaluate": 16}
 
@@ -88,9 +93,10 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
         if starts or waiting:
             _require(plan, settings, report)
             output.mkdir(parents=True, exist_ok=True)
-            write_yaml(output / SETTINGS, settings)
-            (output / COURSES).mkdir(exist_ok=True)
-        _run(output, {"starts": (start, starts), "courses": (course, waiting)}, processes, report)
+            with alone(output):
+                write_yaml(output / SETTINGS, settings)
+                (output / COURSES).mkdir(exist_ok=True)
+                _run(output, {"starts": (start, starts), "courses": (course, waiting)}, processes, report)
     courses = [json.loads((output / COURSES / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
     chosen = chosen_courses(courses)
     rows = table_of(chosen)
@@ -99,6 +105,26 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
     shown = ("arm", "average", "new", "forgetting", "difference")
     print_table("arms: EER in %", [{name: row[name] for name in shown} for row in rows_of(rows)])
     console.print(f"open {escape(str(output / PAGE))} in a browser")
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """No other stream works in the folder meanwhile; what a killed one left half done is taken away.
+
+    Raises:
+        FileExistsError: another stream works there.
+    """
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FileExistsError(f"a stream works in {output}; wait for its end, or choose another --output") from None
+    try:
+        for draft in (output / STARTS).glob(".*"):
+            rmtree(draft)
+        yield
+    finally:
+        lock.release()
 
 
 def _require(plan: Any, settings: dict[str, Any], report: Report) -> None:

@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from .console import MAIN, bars, console, one_line_errors, quiet
 from .loading import DEFAULTS, FORMATS, load_splits
+from .runs import MODEL, RECIPE, RESULTS, fine_tuned, is_finished, require_new, save_trained, scored
 
-RESULTS, CURVES, SCORES, RECIPE, LOG = "results.json", "results.png", "scores.csv", "recipe.yaml", "train.log"
+CURVES, SCORES, LOG = "results.png", "scores.csv", "train.log"
 NOT_OF_A_RECIPE = ("model", "data", *DEFAULTS)
-MAY_DIFFER = ("workers", "report_to", "on_error")  # between a run and its resumption
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
 
 
 def _train(output: Path, config: Path | None, given: dict[str, Any], resume: bool) -> None:
-    from ..audio.recipe import read_yaml, recipe_of, write_yaml
+    from ..audio.recipe import read_yaml, recipe_of
 
     settings = DEFAULTS | (read_yaml(config) if config else {}) | given
     missing = [f"--{name}" for name in ("model", "data") if name not in settings]
@@ -92,23 +92,18 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         raise ValueError(f"{' and '.join(missing)} must be given, on the command line or in --config")
     recipe = recipe_of({name: value for name, value in settings.items() if name not in NOT_OF_A_RECIPE})
     described = {name: settings[name] for name in NOT_OF_A_RECIPE} | recipe.to_dict()
-    if resume:
-        require_same_run(output, described)
-        if (output / RESULTS).exists():
-            console.print(f"this run is finished: {escape(str(output / RESULTS))} holds what it came to")
-            return
-    elif MAIN and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is not empty; choose another --output, or --resume an interrupted training")
+    if not resume:
+        require_new(output, ", or --resume an interrupted training")
+    elif is_finished(output, described):
+        return
 
     from dataclasses import replace
-    from functools import partial
 
     from ..audio.detector import load_detector, require_window
     from ..audio.detector_file import write_detector
-    from ..audio.evaluation import score
     from ..audio.figures import draw_runs
     from ..audio.results import figures_of, results_of, table_of, write_json, write_scores
-    from ..audio.training import detector_file_of, fine_tune, require_both_classes, require_trainable
+    from ..audio.training import detector_file_of, require_both_classes, require_trainable
     from .tables import print_evaluation, print_runs
 
     quiet()
@@ -119,39 +114,18 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
         splits = load_splits(settings, ("train", "dev", "eval"), recipe.workers, report)
         for name, rows in splits.items():
             require_both_classes(name, rows)
-        if MAIN:
-            output.mkdir(parents=True, exist_ok=True)
-            write_yaml(output / RECIPE, described)
-        network, run = fine_tune(
-            network,
-            extractor,
-            splits["train"],
-            splits.get("dev"),
-            recipe,
-            output=output,
-            resume=resume,
-            log=report.log,
-            progress=lambda done, total: report(recipe.method, done, total),
-        )
-        if run.interrupted:
-            report.say(f"interrupted after step {run.steps} of {recipe.steps}; go on with --resume")
-            raise typer.Exit(130)
+        network, run = fine_tuned(network, extractor, splits, recipe, output, described, resume, report)
         if not MAIN:
             return
-        found = {}
-        for name in sorted({"dev", "eval"} & set(splits)):
-            found[name] = score(
-                network,
-                extractor,
-                splits[name],
-                recipe.seconds,
-                batch_size=2 * recipe.batch_size,
-                workers=recipe.workers,
-                progress=partial(report, f"scoring {name}"),
-            )
+        held_out = {name: rows for name, rows in splits.items() if name != "train"}
+        found = scored(network, extractor, held_out, recipe, report)
         run = replace(run, evaluation=found.get("eval"))
-        folder = output / "model"
-        _save_model(network, extractor, folder, base=str(settings["model"]), method=recipe.method)
+        folder = output / MODEL
+        if recipe.method == "adamw":  # a card's tag is for models that this package's methods have trained
+            network.save_pretrained(folder)
+            extractor.save_pretrained(folder)
+        else:
+            save_trained(network, extractor, folder, str(settings["model"]))
         detector = detector_file_of(run, recipe, splits["train"], found.get("dev"))
         write_detector(folder, detector)
         content = results_of([run], described)
@@ -167,28 +141,3 @@ def _train(output: Path, config: Path | None, given: dict[str, Any], resume: boo
     if "evaluation" in content:
         print_evaluation("eval", **content["evaluation"])
     console.print(f"[dim]{RESULTS}, {LOG}, {RECIPE} and the detector, model/, are in[/] {escape(str(output))}")
-
-
-def require_same_run(output: Path, described: dict[str, Any]) -> None:
-    """Raises ValueError where a resumption asks for something else than the run it goes on with."""
-    from ..audio.recipe import read_yaml
-
-    if not (output / RECIPE).is_file():
-        raise FileNotFoundError(f"{output} holds no {RECIPE}: there is no run to resume; start without --resume")
-    first = read_yaml(output / RECIPE)
-    differing = [name for name, value in described.items() if name not in MAY_DIFFER and first.get(name) != value]
-    if differing:
-        told = "; ".join(f"{name} was {first.get(name)!r}, now {described[name]!r}" for name in differing)
-        raise ValueError(f"--resume goes on with the run as it was: {told}; leave these out, or take a new --output")
-
-
-def _save_model(model: Any, extractor: Any, folder: Path, *, base: str, method: str) -> None:
-    """As `from_pretrained` and the Hub want it; the card's tag is for models that this package's methods have trained."""
-    from ..huggingface.hub import save_for_hub
-
-    if method == "adamw":
-        model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        return
-    on_hub = {} if Path(base).exists() else {"base_model": base}
-    save_for_hub(model, folder, processor=extractor, metadata={"pipeline_tag": "audio-classification", **on_hub})

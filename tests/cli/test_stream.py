@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from detectors import save_detector
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from hf_neuroplastic.audio import write_corpus
@@ -79,6 +80,23 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(folder):
     again = json.loads(gone.read_text())
     assert again["test"] == content["test"]
     assert again["learning"] == content["learning"]
+
+
+def test_a_folder_has_one_stream_at_a_time(folder):
+    gone = sorted(courses(folder))[0]
+    content = gone.read_text()
+    gone.unlink()
+    draft = folder / "out" / "starts" / ".0.1"  # of a process that was killed
+    draft.mkdir()
+    with FileLock(folder / "out" / ".lock"):
+        result = run("--config", folder / "stream.yaml", "--output", folder / "out")
+        assert result.exit_code == 2
+        assert "a stream works in" in " ".join(result.output.split())
+        assert draft.exists()
+        assert not gone.exists()
+    assert run("--config", folder / "stream.yaml", "--output", folder / "out").exit_code == 0
+    assert json.loads(gone.read_text())["test"] == json.loads(content)["test"]
+    assert not draft.exists()
 
 
 @pytest.mark.parametrize(

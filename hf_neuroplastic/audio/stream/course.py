@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ...neurons.config import DropInConfig
 from ..detector import load_detector
-from ..evaluation import Scores, inputs_of, score, window_collator
+from ..evaluation import Scores, Windows, inputs_of, score_windows, window_collator, windows_of
 from ..metrics import equal_error_rate
 from ..recipe import Recipe
 from ..trainer import weighted_loss
@@ -73,7 +73,8 @@ def course(start: Path, parts: Parts, stream: Stream, job: Job) -> dict[str, Any
     told |= {"dev": [], "test": [], "learning": [], "seconds": [], "learned": []}
     kept: list[Any] = []
     anchor = Anchor(arm.anchor, arm.strength) if arm.anchor else None
-    _measure(told, model, extractor, parts, stream)
+    scored = _scored(model, extractor, parts, stream)
+    _measure(told, model, scored, stream)
     if anchor is not None and stream.start:
         rows = examples_of(parts, stream.start, stream.examples, job.seed, 0)
         _take(anchor, model, extractor, parts.data.select(rows), arm.trials[job.trial])
@@ -96,21 +97,28 @@ def course(start: Path, parts: Parts, stream: Stream, job: Job) -> dict[str, Any
             _take(anchor, model, extractor, parts.data.select(rows), recipe)
         if arm.replay:
             kept.append(examples_of(parts, attacks, arm.replay, job.seed, number))
-        _measure(told, model, extractor, parts, stream)
+        _measure(told, model, scored, stream)
     return told
 
 
-def _measure(told: dict[str, Any], model: Any, extractor: Any, parts: Parts, stream: Stream) -> None:
+def _scored(model: Any, extractor: Any, parts: Parts, stream: Stream) -> dict[str, tuple[Dataset, Windows]]:
+    """What is scored after every stage, of the dev and the test part; read once and kept in memory."""
+    scored, attacks = {}, [attack for stage in (stream.start, *stream.stages) for attack in stage]
+    for part in ("dev", "test"):
+        rows = trials_of(parts, part, attacks, stream.evaluate)
+        size = 2 * stream.recipe.batch_size
+        windows = windows_of(model, extractor, rows, stream.recipe.seconds, batch_size=size)
+        scored[part] = rows, windows._replace(batches=list(windows.batches))
+    return scored
+
+
+def _measure(told: dict[str, Any], model: Any, scored: Mapping[str, tuple[Dataset, Windows]], stream: Stream) -> None:
     """Appends the EER of every attack of the stream, on the dev and the test part."""
     named = [*([stream.start] if stream.start else []), *stream.stages]
-    for part in ("dev", "test"):
-        rows = trials_of(parts, part, [attack for stage in named for attack in stage], stream.evaluate)
-        scores = score(model, extractor, rows, stream.recipe.seconds, batch_size=2 * stream.recipe.batch_size)
-        told[part].append(
-            dict(
-                zip(chosen_names(named), (_eer(scores, rows[stream.by][:], attacks) for attacks in named), strict=True)
-            )
-        )
+    for part, (rows, windows) in scored.items():
+        scores, made_by = score_windows(model, rows, windows), rows[stream.by][:]
+        found = (_eer(scores, made_by, attacks) for attacks in named)
+        told[part].append(dict(zip(chosen_names(named), found, strict=True)))
 
 
 def _eer(scores: Scores, made_by: Sequence[str], attacks: Sequence[str]) -> float:
