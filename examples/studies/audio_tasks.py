@@ -30,10 +30,9 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from shared import best_rate, mean, measured, paired, tell_chance
+from shared import best_rate, draw_courses, mean, measured, paired, tell_chance
 from speech import BONA_FIDE, Recordings, Rows, learn, listed, maker, read
 from torch import Tensor, nn
 from transformers import set_seed
@@ -43,9 +42,6 @@ from hf_neuroplastic.audio import load_corpus, write_corpus
 from hf_neuroplastic.audio.augment import augmentation
 from hf_neuroplastic.audio.detector import require_window
 from hf_neuroplastic.cli.loading import OPTIONS, options_of
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, fused=True), "neuroplastic": NeuroPlastic}
 WAYS = {
@@ -234,27 +230,6 @@ def study(
     return held, found
 
 
-def draw(held: dict[str, list[dict]], path: Path) -> None:
-    """Accuracy on the newest task, dormant neurons and effective rank, task by task: means over seeds, and over five tasks."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    titles = {
-        "accuracy": "accuracy on the newest task, %",
-        "dormant": "share of dormant neurons",
-        "rank": "effective rank",
-    }
-    for panel, (name, title) in zip(panels, titles.items(), strict=True):
-        for method, rows in held.items():
-            values = np.mean([row["by_task"][name] for row in rows], axis=0)
-            width = min(5, len(values))
-            panel.plot(
-                np.arange(width, len(values) + 1), np.convolve(values, np.ones(width) / width, "valid"), label=method
-            )
-        panel.set(title=title, xlabel="task")
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder or table of a corpus, of any layout that the package reads")
@@ -320,7 +295,12 @@ def main() -> None:
     if found:
         print(tell_chance(list(found.values())))
     if given.picture:
-        draw(held, given.picture)
+        titles = {
+            "accuracy": "accuracy on the newest task, %",
+            "dormant": "share of dormant neurons",
+            "rank": "effective rank",
+        }
+        draw_courses(held, titles, given.picture)
 
 
 if __name__ == "__main__":

@@ -238,3 +238,26 @@ def draw(found: list[dict], title: str, label: str, text: str, path: Path) -> No
     figure.supxlabel(text, fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def draw_courses(held: dict[str, list[dict]], titles: dict[str, str], path: Path) -> None:
+    """A panel for each title: by task, the mean over seeds of running means over five tasks, and its 95 % interval (Student's t).
+    held: by method, rows whose `by_task` holds a list for each title."""
+    figure, panels = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), layout="constrained", squeeze=False)
+    for panel, (name, title) in zip(panels[0], titles.items(), strict=True):
+        for method, rows in held.items():
+            courses = torch.tensor([row["by_task"][name] for row in rows], dtype=torch.float64)
+            courses = courses.unfold(1, min(5, courses.shape[1]), 1).mean(2)
+            tasks = range(min(5, len(rows[0]["by_task"][name])), len(rows[0]["by_task"][name]) + 1)
+            middle = courses.mean(0)
+            reach = (
+                stats.t.ppf(0.975, len(rows) - 1) * courses.std(0) / math.sqrt(len(rows))
+                if len(rows) > 1
+                else 0 * middle
+            )
+            (line,) = panel.plot(tasks, middle, label=method)
+            panel.fill_between(tasks, middle - reach, middle + reach, color=line.get_color(), alpha=0.15, lw=0)
+        panel.set(title=title, xlabel="task")
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
