@@ -243,7 +243,9 @@ def draw(found: list[dict], title: str, label: str, text: str, path: Path) -> No
 def draw_courses(held: dict[str, list[dict]], titles: dict[str, str], path: Path) -> None:
     """A panel for each title: by task, the mean over seeds of running means over five tasks, and its 95 % interval.
     held: by method, rows whose `by_task` holds a list for each title."""
-    figure, panels = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(titles), figsize=(max(6, 4 * len(titles)), 3.4), layout="constrained", squeeze=False
+    )
     for panel, (name, title) in zip(panels[0], titles.items(), strict=True):
         for method, rows in held.items():
             courses = torch.tensor([row["by_task"][name] for row in rows], dtype=torch.float64)
