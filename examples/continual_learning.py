@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 INPUTS, HIDDEN, CLASSES, SAMPLES, BATCH = 32, 128, 10, 512, 64
-EVENTS = {"interval": 25, "maturity": 200, "stop": None, "init": "fan_in", "outgoing": "zero"}
+EVENTS = {"interval": 25, "maturity": 200, "stop": None}
 METHODS = {
     "AdamW": DropInConfig(max_fraction=0.0, stop=None),
     "AdamW, decay .1": DropInConfig(max_fraction=0.0, stop=None),
