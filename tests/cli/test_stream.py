@@ -57,7 +57,8 @@ def test_every_arm_has_gone_through_every_stage(folder):
     for course in found.values():
         assert [list(row) for row in course["test"]] == [["A01", "A02", "A03"]] * 3
         assert all(0 <= rate <= 1 for part in ("dev", "test") for row in course[part] for rate in row.values())
-        assert len(course["learning"]) == len(course["seconds"]) == 2
+        assert [len(each) for each in course["learning"]] == [2, 2]  # after each of two steps
+        assert len(course["seconds"]) == 2
     first = [course["test"][0] for course in found.values()]
     assert all(row == first[0] for row in first)  # all start from one detector
     learned = {course["arm"]: course["learned"][0] for course in found.values()}
