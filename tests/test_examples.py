@@ -199,6 +199,7 @@ def test_the_study_of_speech_on_files_without_speakers(tmp_path, monkeypatch, ca
         ([], "take --start none"),
         (["--attacks", "A99"], "the corpus has no attacks A99"),
         (["--methods", "lion"], "--methods must be of adamw, sgd, neuroplastic"),
+        (["--methods", "adamw"], "--methods must hold neuroplastic"),
         (["--shares", "0"], "--shares must be numbers"),
         (["--model", "nowhere/model"], "nowhere/model is no folder"),
         (["--seconds", "3"], "seconds must be at most"),
@@ -263,23 +264,25 @@ def test_what_studies_share(monkeypatch):
     assert (drawn != same).float().mean() == pytest.approx(0.3, abs=0.02)
 
 
-def test_studies_compare_what_is_complete(monkeypatch):
+def test_studies_compare_at_the_best_rate(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "studies")
     compare = runpy.run_path(str(EXAMPLES / "studies" / "shared.py"))["compare"]
-    arms = [("adamw", 1.0), ("adamw", 0.5), ("neuroplastic", 1.0), ("neuroplastic", 0.5), ("trace", 1.0)]
     rows = [
         {"method": method, "share": share, "noise": 0.0, "rate": rate, "seed": seed, "milliseconds": 1.0, "bytes": 8.0}
-        | {"validation": rate, "test": 10.0 * rate + seed + (method == "adamw") * (1 + seed)}
-        for method, share in arms
+        | {"validation": rate, "test": 10.0 * rate + seed + (method == "adamw") * (1 + share * seed)}
+        for method in ("adamw", "neuroplastic")
+        for share in (0.5, 1.0)
         for rate in (1, 2)
         for seed in (0, 1, 2)
     ]
-    best = {(row["condition"], row["method"]): row for row in compare(rows[:-1], min)}  # the last run is missing
-    assert ("all", "trace") not in best
-    assert best["all", "adamw"]["difference"] == pytest.approx(1.5)  # of seeds 0 and 1
-    assert best["100% of the data, 0% noise", "trace"]["test"] == pytest.approx(10.5)
-    assert best["50% of the data, 0% noise", "adamw"]["rate"] == 1
-    assert {row["rate"] for row in compare(rows) if row["condition"] != "all"} == {2}
+    for best, rate in ((min, 1), (max, 2)):
+        found = {(row["condition"].split("%")[0], row["method"]): row for row in compare(rows, best)}
+        assert [found[share, "adamw"]["rate"] for share in ("50", "100")] == [rate, rate]
+        assert found["100", "neuroplastic"]["test"] == pytest.approx(10 * rate + 1)
+        assert [found[share, "adamw"]["difference"] for share in ("50", "100", "all")] == pytest.approx(
+            [1.5, 2.0, 1.75]
+        )
+        assert "difference" not in found["all", "neuroplastic"]
 
 
 def test_alignment_of_momentum_and_gradient(monkeypatch):

@@ -16,8 +16,7 @@ above zero NeuroPlastic is ahead. "all" is the mean of the conditions. The middl
 --model: a Hub id or folder, such as a pretrained model; "ast" and "wav2vec2" are small ones from random weights.
 --start: of these, "speakers" (the default) lets a model first learn who speaks, from the bona fide speech of the training part
 (AdamW, 2e-3, four times --steps, once for each seed and all methods), so that it comes to forgeries knowing speech.
-Runs that --output holds already are not run again, so that several commands can fill one file, each with some --methods,
---shares and --noises. milliseconds: of a training step. bytes: of optimizer state per parameter.
+Runs that --output holds already are not run again. milliseconds: of a training step. bytes: of optimizer state per parameter.
 """
 
 import argparse
@@ -35,6 +34,7 @@ from numpy.typing import NDArray
 from shared import (
     CONDITIONS,
     METHODS,
+    OURS,
     Data,
     compare,
     draw,
@@ -60,6 +60,7 @@ from hf_neuroplastic.audio import AudioCollator, keep_readable, load_corpus, wri
 from hf_neuroplastic.audio.corpora.shares import share as shared_out
 from hf_neuroplastic.audio.detector import load_detector, require_window
 from hf_neuroplastic.audio.metrics.equal_error_rate import equal_error_rate
+from hf_neuroplastic.cli.console import quiet
 from hf_neuroplastic.cli.loading import OPTIONS, options_of
 
 BATCH = 16
@@ -297,8 +298,10 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     wrong = sorted(set(arguments.methods) - set(METHODS))
     if wrong or not arguments.methods:
         parser.error(f"--methods must be of {', '.join(METHODS)}, by commas; got {', '.join(wrong) or 'none'}")
-    if "neuroplastic" not in arguments.methods and not arguments.output:
-        parser.error("--methods needs neuroplastic, to which the others are compared, unless --output holds its runs")
+    if OURS not in arguments.methods:
+        parser.error(
+            f"--methods must hold {OURS}, to which the others are compared; got {', '.join(arguments.methods)}"
+        )
     if arguments.start == "speakers" and arguments.model not in SMALL:
         parser.error(f"--start speakers is for the models {' and '.join(SMALL)}; {arguments.model} has its own weights")
     for name, low in (("shares", 0.0), ("noises", -1e-9)):
@@ -333,6 +336,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a PNG of the differences")
     arguments = parser.parse_args()
     check(parser, arguments)
+    quiet()
     seeds, steps = (2, 2) if arguments.quick else (arguments.seeds, arguments.steps)
     start = arguments.start or ("speakers" if arguments.model in SMALL else "none")
     with tempfile.TemporaryDirectory() as scratch:
