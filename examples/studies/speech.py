@@ -67,8 +67,6 @@ BATCH = 16
 FEW = 3  # speakers, at least, of what is parted by speakers
 TEST, VALIDATION = 0.3, 0.2
 BONA_FIDE = "bona fide"
-RATES = {"sgd": (0.01, 0.03, 0.1)}
-OTHER_RATES = (3e-4, 1e-3, 3e-3)
 Names = NDArray[np.str_]
 Rows = NDArray[np.int64]
 
@@ -304,10 +302,11 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         )
     if arguments.start == "speakers" and arguments.model not in SMALL:
         parser.error(f"--start speakers is for the models {' and '.join(SMALL)}; {arguments.model} has its own weights")
-    for name, low in (("shares", 0.0), ("noises", -1e-9)):
+    for name in ("shares", "noises", "rates", "sgd_rates"):
         values = getattr(arguments, name)
-        if not values or not all(low < value <= 1 for value in values):
-            parser.error(f"--{name} must be numbers up to 1, by commas, such as .25,1; got {values}")
+        if not values or not all(0 <= value <= 1 for value in values) or (name != "noises" and 0 in values):
+            option, least = f"--{name.replace('_', '-')}", "from 0" if name == "noises" else "above 0"
+            parser.error(f"{option} must be numbers {least} and up to 1, by commas, such as .25,1; got {values}")
     if not arguments.data and not arguments.quick:
         parser.error("--data must be the folder or table of a corpus; `hf-neuroplastic corpus real FOLDER` makes one")
 
@@ -324,6 +323,8 @@ def main() -> None:
     parser.add_argument("--methods", type=listed(str), default=list(METHODS), help="by commas; default: all")
     parser.add_argument("--shares", type=listed(float), default=sorted({each for each, _ in CONDITIONS}))
     parser.add_argument("--noises", type=listed(float), default=sorted({each for _, each in CONDITIONS}))
+    parser.add_argument("--rates", type=listed(float), default=[3e-4, 1e-3, 3e-3], help="lower for pretrained models")
+    parser.add_argument("--sgd-rates", type=listed(float), default=[0.01, 0.03, 0.1])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=1.12)
     parser.add_argument("--most", type=int, default=2000, help="recordings of each of the two classes")
@@ -360,7 +361,7 @@ def main() -> None:
         {"method": method, "share": share, "noise": noise, "rate": rate, "seed": seed}
         for seed in range(arguments.first, arguments.first + seeds)
         for noise, share, method in product(arguments.noises, arguments.shares, arguments.methods)
-        for rate in (RATES.get(method, OTHER_RATES)[1:2] if arguments.quick else RATES.get(method, OTHER_RATES))
+        for rate in (arguments.sgd_rates if method == "sgd" else arguments.rates)[: 1 if arguments.quick else None]
     ]
     run = runner(make, recordings, start, steps)
     found = compare(measured(setup, trials, run, arguments.output), min)
