@@ -184,6 +184,21 @@ def compare(rows: list[dict], best: Callable = max) -> list[dict]:
     return found
 
 
+def at_equal_rates(rows: list[dict]) -> list[dict]:
+    """The paired difference to NeuroPlastic of each method that tried the same rates, of means over all rates and conditions:
+    nothing is chosen here, so that the chance of a choice is not in it."""
+    held: dict[str, dict[int, list[dict]]] = {}
+    for row in rows:
+        held.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
+    rates = {method: {row["rate"] for mine in seeds.values() for row in mine} for method, seeds in held.items()}
+    tests = {
+        method: {seed: mean(row["test"] for row in mine) for seed, mine in held[method].items()}
+        for method in held
+        if rates[method] == rates[OURS]
+    }
+    return [{"method": method, **paired(tests[method], tests[OURS])} for method in tests if method != OURS]
+
+
 def mean(values: Iterable[float]) -> float:
     held = list(values)
     return sum(held) / len(held)
@@ -192,7 +207,7 @@ def mean(values: Iterable[float]) -> float:
 def tell(found: list[dict]) -> None:
     """Prints what `compare` gave, and how much of this is chance."""
     for row in found:
-        change = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
+        change = interval(row) if "difference" in row else ""
         rate = "" if row["rate"] is None else f"{row['rate']:g}"
         cost = f"{row['milliseconds']:.2f} ms {row['bytes']:5.2f} B"
         print(f"{row['condition']:26} {row['method']:13} rate {rate:6} {row['test']:.2f} {change:22} {cost}")
@@ -205,6 +220,10 @@ def paired(values: dict[int, float], others: dict[int, float]) -> dict[str, floa
     test = stats.ttest_1samp(change, 0.0)
     low, high = test.confidence_interval(0.95)
     return {"difference": sum(change) / len(change), "low": float(low), "high": float(high), "p": float(test.pvalue)}
+
+
+def interval(row: dict[str, float]) -> str:
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def tell_chance(found: list[dict[str, float]]) -> str:

@@ -12,6 +12,7 @@ model is fine-tuned for about --steps steps of 16, at a rate that falls to zero,
 or 30 % of the labels drawn at random. The score is the equal error rate (EER) in % on the test; the rate of each method is
 chosen for each condition, by mean EER on validation over seeds. Differences are paired, with 95 % intervals (Student's t):
 above zero NeuroPlastic is ahead. "all" is the mean of the conditions. The middle --seconds of each recording are read once.
+Before this table stand the differences of means over all rates, of the methods that try the same: there nothing is chosen.
 
 --model: a Hub id or folder, such as a pretrained model; "ast" and "wav2vec2" are small ones from random weights.
 --start: of these, "speakers" (the default) lets a model first learn who speaks, from the bona fide speech of the training part
@@ -36,8 +37,10 @@ from shared import (
     METHODS,
     OURS,
     Data,
+    at_equal_rates,
     compare,
     draw,
+    interval,
     measured,
     noisy,
     optimizer_of,
@@ -311,7 +314,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--data must be the folder or table of a corpus; `hf-neuroplastic corpus real FOLDER` makes one")
 
 
-def main() -> None:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder or table of a corpus, of any layout that the package reads")
     parser.add_argument("--format", default="auto", help="layout; auto recognises it")
@@ -335,6 +338,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="a file that gets the lines; they are printed anyhow")
     parser.add_argument("--picture", type=Path, help="a PNG of the differences")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of()
     arguments = parser.parse_args()
     check(parser, arguments)
     quiet()
@@ -364,10 +372,13 @@ def main() -> None:
         for rate in (arguments.sgd_rates if method == "sgd" else arguments.rates)[: 1 if arguments.quick else None]
     ]
     run = runner(make, recordings, start, steps)
-    found = compare(measured(setup, trials, run, arguments.output), min)
+    rows = measured(setup, trials, run, arguments.output)
+    found = compare(rows, min)
     if arguments.picture:
         text = "EER in points minus NeuroPlastic's: right of the line NeuroPlastic is ahead"
         draw([row for row in found if "difference" in row], "condition", "method", text, arguments.picture)
+    for row in at_equal_rates(rows):
+        print(f"mean over all rates and conditions: {row['method']:13} {interval(row)}")
     tell(found)
 
 
