@@ -130,18 +130,20 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def measured(setup: dict, trials: Iterable[dict], run: Callable[..., dict], output: Path | None) -> list[dict]:
-    """Rows of this setup: what a run was told and what came of it, each a line of JSON on the screen, and in `output` as it
-    comes. Rows that `output` holds already are taken from there, and their trials not run again."""
+    """A row for each trial, which is what `run` is told: the setup, the trial, and what came of it. Each is a line of JSON on
+    the screen, and in `output` as it comes; what `output` holds already is not run again."""
     lines = output.read_text().splitlines() if output and output.is_file() else []
-    rows = [row for row in map(json.loads, lines) if all(row.get(name) == setup[name] for name in setup)]
+    held, rows = [json.loads(line) for line in lines], []
     for trial in trials:
-        if any(all(row[name] == trial[name] for name in trial) for row in rows):
-            continue
-        rows.append(setup | trial | run(**trial))
-        print(json.dumps(rows[-1]), flush=True)
-        if output:
-            with output.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+        told = setup | trial
+        row = next((row for row in held if row | told == row), None)
+        if row is None:
+            row = told | run(**trial)
+            print(json.dumps(row), flush=True)
+            if output:
+                with output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+        rows.append(row)
     return rows
 
 
@@ -159,21 +161,13 @@ def best_rate(rows: Iterable[dict], arm: Callable[[dict], object], best: Callabl
 
 def compare(rows: list[dict], best: Callable = max) -> list[dict]:
     """For each condition, and for all together where there are several, a row of each method's means, and of its paired
-    difference to NeuroPlastic as it comes. Seeds that an arm lacks are left out; "all" is of methods measured everywhere."""
-    arms: dict[tuple, set[int]] = {}
-    for row in rows:
-        arms.setdefault((row["method"], row["share"], row["noise"], row["rate"]), set()).add(row["seed"])
-    seeds = sorted(set.intersection(*arms.values()))
-    chosen = best_rate(
-        (row for row in rows if row["seed"] in seeds), lambda row: (row["method"], row["share"], row["noise"]), best
-    )
-    conditions = sorted({(row["noise"], row["share"]) for row in rows})
-    found = []
+    difference to NeuroPlastic as it comes."""
+    chosen = best_rate(rows, lambda row: (row["method"], row["share"], row["noise"]), best)
+    seeds, methods = (dict.fromkeys(row[name] for row in rows) for name in ("seed", "method"))
+    conditions, found = sorted({(row["noise"], row["share"]) for row in rows}), []
     for condition in [*conditions, *([None] if len(conditions) > 1 else [])]:
         here = [row for row in chosen if condition in (None, (row["noise"], row["share"]))]
-        by_method = {method: [row for row in here if row["method"] == method] for method in METHODS}
-        complete = len(seeds) * (1 if condition else len(conditions))
-        held = {method: mine for method, mine in by_method.items() if len(mine) == complete}
+        held = {method: [row for row in here if row["method"] == method] for method in methods}
         tests = {
             method: {seed: mean(row["test"] for row in mine if row["seed"] == seed) for seed in seeds}
             for method, mine in held.items()
@@ -190,6 +184,21 @@ def compare(rows: list[dict], best: Callable = max) -> list[dict]:
     return found
 
 
+def at_equal_rates(rows: list[dict]) -> list[dict]:
+    """The paired difference to NeuroPlastic of each method that tried the same rates, of means over all rates and conditions:
+    nothing is chosen here, so that the chance of a choice is not in it."""
+    held: dict[str, dict[int, list[dict]]] = {}
+    for row in rows:
+        held.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
+    rates = {method: {row["rate"] for mine in seeds.values() for row in mine} for method, seeds in held.items()}
+    tests = {
+        method: {seed: mean(row["test"] for row in mine) for seed, mine in held[method].items()}
+        for method in held
+        if rates[method] == rates[OURS]
+    }
+    return [{"method": method, **paired(tests[method], tests[OURS])} for method in tests if method != OURS]
+
+
 def mean(values: Iterable[float]) -> float:
     held = list(values)
     return sum(held) / len(held)
@@ -198,7 +207,7 @@ def mean(values: Iterable[float]) -> float:
 def tell(found: list[dict]) -> None:
     """Prints what `compare` gave, and how much of this is chance."""
     for row in found:
-        change = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if "difference" in row else ""
+        change = interval(row) if "difference" in row else ""
         rate = "" if row["rate"] is None else f"{row['rate']:g}"
         cost = f"{row['milliseconds']:.2f} ms {row['bytes']:5.2f} B"
         print(f"{row['condition']:26} {row['method']:13} rate {rate:6} {row['test']:.2f} {change:22} {cost}")
@@ -211,6 +220,10 @@ def paired(values: dict[int, float], others: dict[int, float]) -> dict[str, floa
     test = stats.ttest_1samp(change, 0.0)
     low, high = test.confidence_interval(0.95)
     return {"difference": sum(change) / len(change), "low": float(low), "high": float(high), "p": float(test.pvalue)}
+
+
+def interval(row: dict[str, float]) -> str:
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def tell_chance(found: list[dict[str, float]]) -> str:

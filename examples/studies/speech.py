@@ -12,12 +12,12 @@ model is fine-tuned for about --steps steps of 16, at a rate that falls to zero,
 or 30 % of the labels drawn at random. The score is the equal error rate (EER) in % on the test; the rate of each method is
 chosen for each condition, by mean EER on validation over seeds. Differences are paired, with 95 % intervals (Student's t):
 above zero NeuroPlastic is ahead. "all" is the mean of the conditions. The middle --seconds of each recording are read once.
+Before this table stand the differences of means over all rates, of the methods that try the same: there nothing is chosen.
 
 --model: a Hub id or folder, such as a pretrained model; "ast" and "wav2vec2" are small ones from random weights.
 --start: of these, "speakers" (the default) lets a model first learn who speaks, from the bona fide speech of the training part
 (AdamW, 2e-3, four times --steps, once for each seed and all methods), so that it comes to forgeries knowing speech.
-Runs that --output holds already are not run again, so that several commands can fill one file, each with some --methods,
---shares and --noises. milliseconds: of a training step. bytes: of optimizer state per parameter.
+Runs that --output holds already are not run again. milliseconds: of a training step. bytes: of optimizer state per parameter.
 """
 
 import argparse
@@ -35,9 +35,12 @@ from numpy.typing import NDArray
 from shared import (
     CONDITIONS,
     METHODS,
+    OURS,
     Data,
+    at_equal_rates,
     compare,
     draw,
+    interval,
     measured,
     noisy,
     optimizer_of,
@@ -61,14 +64,13 @@ from hf_neuroplastic.audio.augment import Augmentation
 from hf_neuroplastic.audio.corpora.shares import share as shared_out
 from hf_neuroplastic.audio.detector import load_detector, require_window
 from hf_neuroplastic.audio.metrics.equal_error_rate import equal_error_rate
+from hf_neuroplastic.cli.console import quiet
 from hf_neuroplastic.cli.loading import OPTIONS, options_of
 
 BATCH = 16
 FEW = 3  # speakers, at least, of what is parted by speakers
 TEST, VALIDATION = 0.3, 0.2
 BONA_FIDE = "bona fide"
-RATES = {"sgd": (0.01, 0.03, 0.1)}
-OTHER_RATES = (3e-4, 1e-3, 3e-3)
 Names = NDArray[np.str_]
 Rows = NDArray[np.int64]
 
@@ -303,19 +305,22 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     wrong = sorted(set(arguments.methods) - set(METHODS))
     if wrong or not arguments.methods:
         parser.error(f"--methods must be of {', '.join(METHODS)}, by commas; got {', '.join(wrong) or 'none'}")
-    if "neuroplastic" not in arguments.methods and not arguments.output:
-        parser.error("--methods needs neuroplastic, to which the others are compared, unless --output holds its runs")
+    if OURS not in arguments.methods:
+        parser.error(
+            f"--methods must hold {OURS}, to which the others are compared; got {', '.join(arguments.methods)}"
+        )
     if arguments.start == "speakers" and arguments.model not in SMALL:
         parser.error(f"--start speakers is for the models {' and '.join(SMALL)}; {arguments.model} has its own weights")
-    for name, low in (("shares", 0.0), ("noises", -1e-9)):
+    for name in ("shares", "noises", "rates", "sgd_rates"):
         values = getattr(arguments, name)
-        if not values or not all(low < value <= 1 for value in values):
-            parser.error(f"--{name} must be numbers up to 1, by commas, such as .25,1; got {values}")
+        if not values or not all(0 <= value <= 1 for value in values) or (name != "noises" and 0 in values):
+            option, least = f"--{name.replace('_', '-')}", "from 0" if name == "noises" else "above 0"
+            parser.error(f"{option} must be numbers {least} and up to 1, by commas, such as .25,1; got {values}")
     if not arguments.data and not arguments.quick:
         parser.error("--data must be the folder or table of a corpus; `hf-neuroplastic corpus real FOLDER` makes one")
 
 
-def main() -> None:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder or table of a corpus, of any layout that the package reads")
     parser.add_argument("--format", default="auto", help="layout; auto recognises it")
@@ -327,6 +332,8 @@ def main() -> None:
     parser.add_argument("--methods", type=listed(str), default=list(METHODS), help="by commas; default: all")
     parser.add_argument("--shares", type=listed(float), default=sorted({each for each, _ in CONDITIONS}))
     parser.add_argument("--noises", type=listed(float), default=sorted({each for _, each in CONDITIONS}))
+    parser.add_argument("--rates", type=listed(float), default=[3e-4, 1e-3, 3e-3], help="lower for pretrained models")
+    parser.add_argument("--sgd-rates", type=listed(float), default=[0.01, 0.03, 0.1])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=1.12)
     parser.add_argument("--most", type=int, default=2000, help="recordings of each of the two classes")
@@ -337,8 +344,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="a file that gets the lines; they are printed anyhow")
     parser.add_argument("--picture", type=Path, help="a PNG of the differences")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of()
     arguments = parser.parse_args()
     check(parser, arguments)
+    quiet()
     seeds, steps = (2, 2) if arguments.quick else (arguments.seeds, arguments.steps)
     start = arguments.start or ("speakers" if arguments.model in SMALL else "none")
     with tempfile.TemporaryDirectory() as scratch:
@@ -362,13 +375,16 @@ def main() -> None:
         {"method": method, "share": share, "noise": noise, "rate": rate, "seed": seed}
         for seed in range(arguments.first, arguments.first + seeds)
         for noise, share, method in product(arguments.noises, arguments.shares, arguments.methods)
-        for rate in (RATES.get(method, OTHER_RATES)[1:2] if arguments.quick else RATES.get(method, OTHER_RATES))
+        for rate in (arguments.sgd_rates if method == "sgd" else arguments.rates)[: 1 if arguments.quick else None]
     ]
     run = runner(make, recordings, start, steps)
-    found = compare(measured(setup, trials, run, arguments.output), min)
+    rows = measured(setup, trials, run, arguments.output)
+    found = compare(rows, min)
     if arguments.picture:
         text = "EER in points minus NeuroPlastic's: right of the line NeuroPlastic is ahead"
         draw([row for row in found if "difference" in row], "condition", "method", text, arguments.picture)
+    for row in at_equal_rates(rows):
+        print(f"mean over all rates and conditions: {row['method']:13} {interval(row)}")
     tell(found)
 
 
