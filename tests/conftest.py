@@ -15,9 +15,11 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # a cached gra
 
 import pytest
 import torch
+from interpreter import patch_the_language_once
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # runs the real kernels, on the CPU
+patch_the_language_once()
 torch.set_num_threads(1)
 
 # What the command line and the corpora need comes with the `demo` extra; the kernels can be tested where it is missing.

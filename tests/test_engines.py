@@ -1,8 +1,6 @@
 """What training engines make of weights: right under NeuroPlastic and DropIn, or refused by name before the first step."""
 
 import copy
-import os
-import socket
 import tempfile
 from contextlib import nullcontext
 from unittest.mock import patch
@@ -10,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import needs_gloo, run_in_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
@@ -21,7 +19,6 @@ from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
 
 EAGER = DropInConfig(interval=1, maturity=0, max_fraction=0.3, threshold=float("inf"), stop=None)
 BASES = [{"base": "adamw"}, {"base": "momentum"}, {"base": "gradient"}, {"base": "adamw", "max_grad_norm": 0.1}]
-gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 
 def network():
@@ -227,18 +224,7 @@ CASES = [
 ]
 
 
-def run(rank, case, port):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    case(rank)
-    dist.barrier()
-    os._exit(0)  # gloo's threads now and then do not survive the end of Python
-
-
-@gloo
+@needs_gloo
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(case, port), nprocs=2)
+    run_in_processes(2, case)

@@ -7,19 +7,18 @@ the plugin is put back, and all that follows runs as it comes: prepare, save_sta
 import dataclasses
 import os
 import runpy
-import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import needs_gloo, run_in_processes
 from torch import nn
 
 from hf_neuroplastic import DropInCallback, DropInConfig, NeuroPlastic, OneOff
 
 BUSY = DropInConfig(interval=1, maturity=0, max_fraction=0.2, threshold=float("inf"), stop=None)
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 def allow_fsdp_on_the_cpu():
@@ -175,15 +174,10 @@ def side_files_of_ddp(rank, folder, kind):
         assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
-def run(rank, case, folder, kind, port):
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+def run(case, folder, kind, rank):
     if case is not side_files_of_ddp:
         allow_fsdp_on_the_cpu()
     case(rank, folder, kind)
-    dist.barrier()
-    os._exit(0)  # gloo's threads now and then do not survive the end of Python
 
 
 @pytest.mark.parametrize(
@@ -200,7 +194,4 @@ def run(rank, case, folder, kind, port):
     ],
 )
 def test_two_processes(case, kind, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(case, str(tmp_path), kind, port), nprocs=2)
+    run_in_processes(2, partial(run, case, str(tmp_path), kind))

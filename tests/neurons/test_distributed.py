@@ -1,9 +1,10 @@
 """Two ranks decide alike, and as one rank would with both ranks' samples."""
 
+from functools import partial
+
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import needs_gloo, run_in_processes
 from tiny import tiny_batch, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,16 +37,14 @@ def _train(rank, world, family):
     }
 
 
-def _rank(rank, world, family, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(_train(rank, world, family), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def _rank(family, folder, rank):
+    torch.save(_train(rank, 2, family), f"{folder}/{rank}.pt")
 
 
+@needs_gloo
 @pytest.mark.parametrize("family", ["wav2vec2", "ast"])
 def test_two_ranks_are_one(family, tmp_path):
-    mp.start_processes(_rank, (2, family, str(tmp_path)), nprocs=2, start_method="spawn")
+    run_in_processes(2, partial(_rank, family, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = _train(0, 1, family)
     assert sum(int(count) for count in alone["replaced"]) > 0

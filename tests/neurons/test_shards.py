@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-from gloo import needs_gloo, run_in_processes
+from processes import needs_gloo, run_in_processes
 from tiny import tiny_batch, tiny_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
