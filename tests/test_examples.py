@@ -165,6 +165,12 @@ FEWER = {
 }
 
 
+def require_equal_sizes(rows):
+    arms = {(row["method"], row["share"]): row["parameters"] for row in rows}
+    for share in {share for method, share in arms} - {1.0}:
+        assert arms["pruned", share] == arms["random", share] == arms["narrow", share] < arms["wide", 1.0]
+
+
 @pytest.mark.parametrize("name", ["optimizers", "compression", "permuted", "speech", "audio_tasks"])
 def test_studies_in_small(name, tmp_path, monkeypatch, capsys):
     output, picture = tmp_path / "lines.jsonl", tmp_path / "picture.png"
@@ -177,13 +183,26 @@ def test_studies_in_small(name, tmp_path, monkeypatch, capsys):
     assert printed[-1].startswith(f"{len(compared)} comparisons: ")
     assert picture.is_file()
     if name == "compression":
-        arms = {(row["method"], row["share"]): row["parameters"] for row in rows if "parameters" in row}
-        for share in (0.75, 0.5, 0.25):
-            assert arms["pruned", share] == arms["random", share] == arms["narrow", share] < arms["wide", 1.0]
-    if name in ("optimizers", "speech", "audio_tasks"):  # begun again, nothing is left to run
+        require_equal_sizes(rows)
+    if name != "permuted":  # begun again, nothing is left to run
         run_study(name, monkeypatch, *arguments)
         assert len(output.read_text().splitlines()) == len(rows)
         assert capsys.readouterr().out.splitlines()[-len(compared) :] == printed[-len(compared) :]
+
+
+def test_the_study_of_compression_on_recordings(tmp_path, monkeypatch, capsys):
+    from hf_neuroplastic.audio import write_corpus
+
+    corpus = write_corpus(tmp_path / "corpus", utterances={"train": 64, "dev": 16, "eval": 16})
+    arguments = ["--quick", "--data", corpus, "--shares", "0.25", "--output", tmp_path / "lines.jsonl"]
+    run_study("compression", monkeypatch, *arguments)
+    rows = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    require_equal_sizes(rows)
+    assert {row["method"] for row in rows} == {"wide", "pruned", "random", "narrow"}
+    assert all(0 <= row["test"] <= 100 for row in rows)
+    with pytest.raises(SystemExit):
+        run_study("compression", monkeypatch, "--data", tmp_path / "nowhere")
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_the_study_of_speech_on_files_without_speakers(tmp_path, monkeypatch, capsys):

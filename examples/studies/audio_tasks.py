@@ -12,7 +12,7 @@ newest task is learnt. A detector that has learnt two of the attacks, drawn by s
 the start of all methods. --change gradual: in the second half of a task ever more recordings are of the next one. --redrawn:
 which class is called 0 is drawn anew for every task, which no detector meets; the harshest change, as a control.
 
-Every method tries the same rates, on seeds of its own (100, 101); the best speaks for the method on the seeds of the
+Every method tries the same rates, on seeds of its own (100 to 103); the best speaks for the method on the seeds of the
 measurement. "+dropin" replaces neurons as DropIn comes but for `interval=25`, `max_fraction=.02`, `stop=None`; "+random"
 replaces as many at every event, whoever they are; "fresh" begins every task at the start, so that nothing can be lost.
 dormant: share of neurons with at most 2.5 % of their layer's mean activity; rank: the effective rank (exp of the entropy of
@@ -22,7 +22,6 @@ the normalised singular values) of the mean hidden states of the held-out third;
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -32,16 +31,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from recordings import BONA_FIDE, Recordings, Rows, corpus_options, learn, listed, maker, read_corpus, taken
 from shared import best_rate, draw_courses, mean, measured, paired, tell_chance
-from speech import BONA_FIDE, Recordings, Rows, learn, listed, maker, read
 from torch import Tensor, nn
 from transformers import set_seed
 
 from hf_neuroplastic import DropIn, DropInConfig, NeuroPlastic
-from hf_neuroplastic.audio import load_corpus, write_corpus
-from hf_neuroplastic.audio.augment import augmentation
-from hf_neuroplastic.audio.detector import require_window
-from hf_neuroplastic.cli.loading import OPTIONS, options_of
+from hf_neuroplastic.cli.console import quiet
 
 OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, fused=True), "neuroplastic": NeuroPlastic}
 WAYS = {
@@ -50,8 +46,8 @@ WAYS = {
     "+random": {"max_fraction": 0.02, "criterion": "random", "threshold": math.inf},
 }
 METHODS = ("adamw", "adamw+dropin", "adamw+random", "neuroplastic", "neuroplastic+dropin", "fresh")
-RATES = (3e-4, 1e-3, 3e-3)
-CHOSEN_ON = (100, 101)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+CHOSEN_ON = (100, 101, 102, 103)
 CHANNELS = ("", "codec@1", "room@1", "noise@1", "filter@1", "rawboost:3")
 BATCH, START_STEPS, START_RATE, LEAST = 16, 300, 1e-3, 6
 
@@ -162,14 +158,8 @@ def runner(make: Callable, recorded: Recorded, given: argparse.Namespace) -> Cal
         spoofed, speech = (rows[(first.kinds[rows] != BONA_FIDE) == which] for which in (True, False))
         few = min(len(spoofed), len(speech))
         rows = np.concatenate([np.random.default_rng(seed).permutation(each)[:few] for each in (spoofed, speech)])
-        steps = 2 if given.quick else START_STEPS
-        learn(
-            model,
-            (first.data[0][rows], first.data[1][rows]),
-            steps,
-            seed,
-            torch.optim.AdamW(model.parameters(), lr=START_RATE),
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=START_RATE)
+        learn(model, taken(first.data, rows), 2 if given.quick else START_STEPS, seed, optimizer)
         return {name: value.clone() for name, value in model.state_dict().items()}
 
     def run(method: str, rate: float, seed: int) -> dict:
@@ -232,12 +222,8 @@ def study(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder or table of a corpus, of any layout that the package reads")
-    parser.add_argument("--format", default="auto", help="layout; auto recognises it")
-    for name in OPTIONS:
-        parser.add_argument(f"--{name}", help="as `hf-neuroplastic train` takes it")
+    corpus_options(parser)
     parser.add_argument("--model", default="ast", help="ast, wav2vec2, a Hub id, or a folder")
-    parser.add_argument("--attacks", type=listed(str), default=[], help="by commas; default: all")
     parser.add_argument(
         "--methods", type=listed(str), default=list(METHODS), help="by commas, adamw first; default: all"
     )
@@ -246,8 +232,6 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--steps", type=int, default=40, help="of a task")
     parser.add_argument("--size", type=int, default=48, help="recordings of each class in a task, at most")
-    parser.add_argument("--seconds", type=float, default=1.12)
-    parser.add_argument("--most", type=int, default=2000, help="recordings of each of the two classes")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument(
         "--quick", action="store_true", help="two seeds, three tasks, one rate; makes a corpus without --data"
@@ -263,21 +247,17 @@ def main() -> None:
         parser.error("--methods needs adamw, to which the others are compared")
     if not given.data and not given.quick:
         parser.error("--data must be the folder or table of a corpus; `hf-neuroplastic corpus real FOLDER` makes one")
+    quiet()
     given.channels = CHANNELS[:2] if given.quick else CHANNELS
     if given.quick:
         given.tasks, given.steps, given.seeds = 3, 2, 2
-    with tempfile.TemporaryDirectory() as scratch:
-        place = given.data or write_corpus(Path(scratch), utterances={"train": 96, "dev": 24, "eval": 48})
-        try:
-            make, extractor = maker(given.model)
-            require_window(given.seconds, extractor)
-            rows = load_corpus(place, "all", given.format, options=options_of(vars(given)), on_error="raise")
-            read_through = partial(read, rows, given.attacks, given.most, extractor, given.seconds)
-            recorded = {channel: read_through(augmentation(channel) if channel else None) for channel in given.channels}
-            for seed in range(given.seeds):
-                tasks_of(recorded[""], given.channels, given.tasks, given.size, False, seed)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
+    try:
+        make, extractor = maker(given.model)
+        by_channel = read_corpus(given, extractor, {"train": 96, "dev": 24, "eval": 48}, given.channels)
+        for seed in range(given.seeds):
+            tasks_of(by_channel[""], given.channels, given.tasks, given.size, False, seed)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     names = ("model", "change", "redrawn", "tasks", "steps", "size", "most")
     setup = {
         "data": str(given.data),
@@ -285,8 +265,8 @@ def main() -> None:
         "window": given.seconds,
         **{name: getattr(given, name) for name in names},
     }
-    rates = RATES[1:2] if given.quick else RATES
-    held, found = study(runner(make, recorded, given), setup, given.methods, rates, given.seeds, given.output)
+    rates = RATES[2:3] if given.quick else RATES
+    held, found = study(runner(make, by_channel, given), setup, given.methods, rates, given.seeds, given.output)
     for method, rows in held.items():
         keys = ("score", "first", "dormant", "rank", "replaced", "seconds")
         told = "  ".join(f"{key} {mean(row[key] for row in rows):.2f}" for key in keys)
