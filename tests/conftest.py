@@ -7,6 +7,9 @@ import tempfile
 os.environ["HF_HOME"] = tempfile.mkdtemp(
     prefix="hf-home-"
 )  # what is remembered of audio files stays out of the user's folder
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of the processes that tests start; threads that share a core wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")

@@ -140,11 +140,15 @@ def _require(plan: Any, settings: dict[str, Any], report: Report) -> None:
 
 
 def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int, report: Report) -> None:
-    """One stage after another; in each a task for every part, in a pool of processes."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    """One stage after another; in each a task for every part, in a pool of processes, which share torch's threads."""
+    import torch
+
+    threads = max(1, torch.get_num_threads() // processes)  # OMP_NUM_THREADS and the cores that are ours count
     for stage, (task, parts) in stages.items():
         with ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with_parent) as pool:
             running = [pool.submit(task, str(output), threads, part) for part in parts]
+            if running:
+                report(stage, 0, len(running))
             try:
                 for done, finished in enumerate(as_completed(running), 1):
                     report.say(f"{finished.result()} ({done} of {len(running)})")
