@@ -145,7 +145,8 @@ def main() -> None:
         {"method": method, "share": share, "rate": rate, "seed": seed}
         for seed, (method, share), rate in product(range(given.first, given.first + seeds), arms, rates)
     ]
-    setup = {"data": str(given.data or "digits"), "attacks": ",".join(given.attacks), "epochs": epochs}
+    corpus = {"attacks": ",".join(given.attacks), "window": given.seconds, "most": given.most}
+    setup = {"data": str(given.data or "digits"), "epochs": epochs, **(corpus if given.data else {})}
     rows = measured(setup, trials, partial(run, problem), given.output)
     means, compared = summarise(best_rate(rows, lambda row: (row["method"], row["share"])))
     if given.picture:
