@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from datasets import concatenate_datasets
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_neuroplastic import (
     DropInCallback,
@@ -23,6 +23,7 @@ from hf_neuroplastic import (
     save_neurons,
 )
 from hf_neuroplastic.audio import AudioCollator, load_asvspoof2019
+from hf_neuroplastic.audio.detector import load_detector
 from hf_neuroplastic.audio.evaluation import score
 
 
@@ -41,12 +42,11 @@ def main() -> None:
     train = [load_asvspoof2019(place, "LA", "train").shuffle(seed=0) for place in corpora.values()]
     train = [rows.select(range(min(len(rows), len(train[0])))) for rows in train]
     trials = {name: load_asvspoof2019(place, "LA", "eval") for name, place in corpora.items()}
-    extractor = AutoFeatureExtractor.from_pretrained(arguments.model)
+    model, extractor = load_detector(arguments.model)  # its classes in our order, whatever that of the checkpoint
 
     def eers(model):
         return [100 * score(model, extractor, rows, arguments.seconds).eer for rows in trials.values()]
 
-    model = AutoModelForAudioClassification.from_pretrained(arguments.model)
     before = eers(model)
     base = only_new_neurons(model)  # classifier=True lets the head learn as well
     trainer = Trainer(
@@ -70,7 +70,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in Path(arguments.output).iterdir())
     print(f"{count} new neurons, {size / 1e6:.2f} MB in {arguments.output}")
 
-    model = AutoModelForAudioClassification.from_pretrained(arguments.model)
+    model, _ = load_detector(arguments.model)
     attach_neurons(model, arguments.output)
     after = eers(model)
     detach_neurons(model, arguments.output)

@@ -179,7 +179,7 @@ def main() -> None:
     try:
         make, extractor = maker(arguments.model)
         recordings = read_corpus(arguments, extractor, {"train": 96, "dev": 24, "eval": 24})[""]
-        first = parts(recordings, arguments.first)
+        first, *_ = [parts(recordings, seed) for seed in range(arguments.first, arguments.first + seeds)]
         if start == "speakers":
             voices(recordings, first["train"])
         print(told(recordings, first), flush=True)

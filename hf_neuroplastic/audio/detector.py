@@ -78,6 +78,13 @@ def load_detector(name: str) -> tuple[Any, Any]:
     return model, extractor
 
 
+def stored_head(name: str) -> str:
+    """What `load_detector` does with the head of a checkpoint: "kept", "turned", or "new"."""
+    config = AutoConfig.from_pretrained(name)
+    meanings = [meaning(config.id2label[index]) for index in sorted(config.id2label)]
+    return "kept" if meanings == list(LABELS) else "turned" if meanings == list(reversed(LABELS)) else "new"
+
+
 def require_encoder(name: str, info: Mapping[str, Any], head: set[str], tensors: int) -> None:
     """Raises ValueError where the weights of the encoder would be random."""
     missing = sorted(

@@ -26,6 +26,7 @@ from ..huggingface.checkpoint import last_whole_checkpoint, resume_dropin
 from ..huggingface.saved_keys import accept_saved_keys
 from ..neurons.dropin import DropIn
 from ..neurons.sites import select_sites
+from ..neurons.sites.requirements import require_abilities
 from ..optimizer.neuroplastic import NeuroPlastic
 from .augment import augmentation
 from .corpora.joined import attacks_by_family
@@ -84,7 +85,7 @@ def fine_tune(
     watched = recipe.method.endswith("+dropin")
     checkpoint = last_whole_checkpoint(output, side_files=watched) if resume and output else None
     if resume and checkpoint is None:
-        raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; start without resuming")
+        raise FileNotFoundError(f"{output} holds no whole checkpoint to resume from; delete the folder, and start anew")
     set_seed(recipe.seed)
     train = balanced(train, recipe.balance, recipe.seed)
     counts = tuple(np.bincount(train["label"], minlength=2).tolist())
@@ -166,7 +167,7 @@ def require_trainable(model: nn.Module, recipe: Recipe) -> None:
         if recipe.lora:
             require_peft()
         elif recipe.method.endswith("+dropin"):
-            select_sites(model, recipe.dropin.layers, recipe.dropin.recurrent)
+            require_abilities(select_sites(model, recipe.dropin.layers, recipe.dropin.recurrent), recipe.dropin)
     finally:
         for parameter, before in learns:
             parameter.requires_grad_(before)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from .console import MAIN, bars, console, one_line_errors, quiet
-from .loading import DEFAULTS, FORMATS, load_splits
+from .loading import DEFAULTS, FORMATS, load_splits, splits_found
 from .runs import MODEL, RESULTS, fine_tuned, is_finished, require_new, save_trained, scored
 
 LOG, ADAPTER = "adapt.log", "adapter"
@@ -18,6 +18,7 @@ BASE = "base"  # folder in the adapter's with what stood beside the base's weigh
 
 
 def adapt(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id or folder of a detector, such as the model/ that train leaves.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; new or empty.")],
     data: Annotated[
@@ -54,15 +55,13 @@ def adapt(
 ) -> None:
     """Teach a detector a new attack by new neurons alone, and show what was won and what was forgotten."""
     with one_line_errors():
-        if not resume:
-            require_new(output)
         if undo is not None:
-            if data or rehearse or measure:
-                raise ValueError(
-                    "--undo takes an adapter out and trains nothing: leave out --data, --rehearse and --measure"
-                )
+            _require_alone(context)
+            require_new(output)
             _undo(model, undo, output)
             return
+        if not resume:
+            require_new(output)
         if not data:
             raise ValueError("--data must name the corpus of the new attack (or --undo an adapter to be taken out)")
         from ..audio.recipe import Recipe
@@ -90,12 +89,22 @@ def adapt(
         _adapt(model, output, places, read, recipe, resume)
 
 
+def _require_alone(context: typer.Context) -> None:
+    """Raises ValueError where options stand beside --undo that would do nothing."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if idle := [f"--{name.replace('_', '-')}" for name in given if name not in ("model", "output", "undo")]:
+        raise ValueError(f"--undo takes an adapter out and trains nothing: leave out {', '.join(idle)}")
+
+
 def _adapt(
     model: str, output: Path, places: dict[str, list[str]], read: dict[str, Any], recipe: Any, resume: bool
 ) -> None:
     from dataclasses import replace
 
-    from ..audio.detector import load_detector, read_window
+    import torch
+    from transformers import AutoConfig
+
+    from ..audio.detector import load_detector, read_window, stored_head
     from ..audio.results import results_of, write_json
     from ..audio.trainable import head_of, moving_norms
     from ..audio.training import detector_file_of, require_both_classes, require_trainable
@@ -110,12 +119,25 @@ def _adapt(
     if resume and is_finished(output, described):
         return
     require_trainable(network, recipe)
+    stored = stored_head(model)
+    if stored == "new" and recipe.freeze != "base":
+        raise ValueError(
+            f"{model} has no head for bona fide and spoofed speech, and the one that begins would never learn: take a "
+            "detector, such as the model/ that train leaves, or pass --classifier"
+        )
     head = sorted(head_of(network)) if recipe.freeze == "base" else []
     base = AdapterBase.of(network, modules=[*head, *moving_norms(network)])
     with bars(output / LOG) as report:
-        taught = load_splits(
-            read | {"data": [*places["new"], *places["rehearsed"]]}, ("train", "dev"), recipe.workers, report
-        )
+        if stored == "turned" or AutoConfig.from_pretrained(model).dtype not in (None, torch.float32):
+            report.say(
+                f"the adapter will fit {model} as load_detector brings it, in float32 and with its classes in our order"
+            )
+        everything = read | {"data": [*places["new"], *places["rehearsed"]]}
+        parts = ["train", "dev"]
+        if not any("dev" in splits_found(read | {"data": place}) for place in places["new"]):
+            parts = parts[:1]  # what is known would choose the weights that learnt least
+            report.say("the new corpus has no dev: the last weights are kept, and the detector gets no threshold")
+        taught = load_splits(everything, parts, recipe.workers, report)
         sets = [(role, place) for role, each in places.items() for place in each]
         trials = {
             place: load_splits(read | {"data": place}, ("eval",), recipe.workers, report)["eval"] for _, place in sets
@@ -187,11 +209,18 @@ def _print(measured: Sequence[dict[str, Any]], grown: int, output: Path) -> None
 def _undo(model: str, adapter: Path, output: Path) -> None:
     from ..audio.detector import load_detector
     from ..audio.detector_file import DETECTOR, read_detector, write_detector
+    from ..huggingface.neuron_adapter_files import read_adapter
     from ..huggingface.neuron_adapters import detach_neurons
+    from ..neurons.operate.adapters import grown_neurons
 
     quiet()
     network, extractor = load_detector(model)
     taken = detach_neurons(network, adapter)
+    if other := sum(grown_neurons(network, read_adapter(adapter).base)[0].values()):
+        raise ValueError(
+            f"{model} holds {other} more neurons than {adapter} and its base: of adapters trained one on top of another the "
+            "last goes first; of those put on one base side by side, detach_neurons takes out any"
+        )
     folder, beside = output / MODEL, adapter / BASE
     network.save_pretrained(folder)
     extractor.save_pretrained(folder)

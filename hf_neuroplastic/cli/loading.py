@@ -69,6 +69,15 @@ def load_splits(settings: Mapping[str, Any], splits: Sequence[str], workers: int
     return told_apart(found)
 
 
+def splits_found(settings: Mapping[str, Any]) -> list[str]:
+    """The splits that the one corpus in `data` has."""
+    from ..audio.corpora.layouts import layout_of, restricted, splits_of
+
+    asked, folder = options_of(settings), settings["data"]
+    layout = layout_of(folder, settings["format"], asked)
+    return list(splits_of(folder, layout, restricted(asked, layout)))
+
+
 def _checked(rows: Any, on_error: Any, workers: int, split: str, report: Report) -> Any:
     from ..audio import keep_readable
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context, parent_process
@@ -58,8 +59,7 @@ def _stream(config: Path, output: Path, processes: int, quick: bool) -> None:
 
     settings = read_yaml(config)
     if quick:
-        settings |= QUICK
-        settings["recipe"] = {**settings.get("recipe", {}), "steps": 10}
+        settings = _quickened(settings)
     missing = [name for name in ("model", "data") if settings.get(name) is None]
     if missing:
         raise ValueError(f"{config} lacks {' and '.join(missing)}")
@@ -129,14 +129,28 @@ def alone(output: Path) -> Iterator[None]:
 
 def _require(plan: Any, settings: dict[str, Any], report: Report) -> None:
     """Says what is wrong with the data, and with an arm for this model, before anything is written or trained."""
-    from ..audio.detector import load_detector
+    from ..audio.detector import load_detector, require_window
+    from ..audio.stream.course import stage_recipe
     from ..audio.training import require_trainable
 
-    _parts(settings, plan, report)
-    model, _ = load_detector(str(settings["model"]))
+    model, extractor = load_detector(str(settings["model"]))
     for arm in plan.arms:
-        for recipe in arm.trials:
+        for trial in range(len(arm.trials)):
+            recipe = stage_recipe(arm, trial, 0)
+            require_window(recipe.seconds, extractor)
             require_trainable(model, recipe)
+    _parts(settings, plan, report)
+
+
+def _quickened(settings: dict[str, Any]) -> dict[str, Any]:
+    """The stream in small; of an arm's own trials the first."""
+    few = {**settings, **QUICK, "recipe": {**(settings.get("recipe") or {}), "steps": 10}}
+    if isinstance(arms := settings.get("arms"), dict):
+        few["arms"] = {
+            name: {**arm, "trials": arm["trials"][:1]} if isinstance(arm, dict) and "trials" in arm else arm
+            for name, arm in arms.items()
+        }
+    return few
 
 
 def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int, report: Report) -> None:
@@ -153,8 +167,13 @@ def _run(output: Path, stages: dict[str, tuple[Any, list[Any]]], processes: int,
                 for done, finished in enumerate(as_completed(running), 1):
                     report.say(f"{finished.result()} ({done} of {len(running)})")
                     report(stage, done, len(running))
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, BrokenProcessPool):
+                    raise ChildProcessError(
+                        "a process of the stream was ended from outside, perhaps for lack of memory; the same command goes on, "
+                        "at best with fewer --processes"
+                    ) from None
                 raise
 
 

@@ -88,8 +88,8 @@ def attach_neurons(model: nn.Module, folder: str | os.PathLike[str], *, modules:
     """Widens `model` by the neurons saved in `folder`, in place, and returns their number.
 
     The model is then the merged one: a plain model of a greater width, whose configuration says so, and which `save_pretrained`
-    saves as any. Several adapters of one base stack, in any order but for rounding. Where one configured width holds for all
-    layers, those with fewer new neurons get slots in reserve.
+    saves as any. Several adapters of one base stack, in any order but for rounding, those with modules of their own after those
+    without. Where one configured width holds for all layers, those with fewer new neurons get slots in reserve.
 
     Args:
         model: the base, or the base with other adapters.
@@ -204,9 +204,14 @@ def _require_base(adapter: Adapter, model: nn.Module, folder: Any) -> None:
     differing = base.differences(model)
     if differing:
         named = getattr(getattr(model, "config", None), "_name_or_path", "") or "the model"
+        hint = (
+            ". Where another adapter brought modules of its own, such as a classifier, detach that, attach this, then that"
+            if any(grown_neurons(model, base)[0].values())
+            else ""
+        )
         raise ValueError(
             f"{folder} is an adapter for {base.name or base.kind}, and {named} differs from that in {len(differing)} of "
-            f"{len(base.digests)} tensors: {_named(differing)}. Give the base that was trained"
+            f"{len(base.digests)} tensors: {_named(differing)}. Give the base that was trained{hint}"
         )
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hf_neuroplastic import attach_neurons
 from hf_neuroplastic.audio import write_corpus
+from hf_neuroplastic.audio.detector import load_detector
 from hf_neuroplastic.audio.detector_file import DetectorFile, read_detector, write_detector
 from hf_neuroplastic.audio.recipe import Recipe
 from hf_neuroplastic.audio.watch import Watch
@@ -108,6 +109,55 @@ def test_an_interrupted_run_is_resumed(corpora, detector, tmp_path, monkeypatch)
     assert "this run is finished" in _run(*common, "--output", tmp_path / "cut", "--resume").output
 
 
+def test_the_dev_of_the_new_corpus_alone_may_choose(corpora, tmp_path):
+    """Else the weights that change least of what is known would be kept."""
+    detector = save_detector("ast", tmp_path / "ast")
+    write_detector(detector, DetectorFile(0.5, 0.0, 0.2))
+    new = write_corpus(tmp_path / "new", utterances=SIZE, attacks={split: ["A04"] for split in SIZE}, seed=1)
+    for protocol in new.glob("**/*.dev.*"):
+        protocol.unlink()
+    result = _run(detector, "--data", new, "--rehearse", corpora / "old", *SHORT, "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    assert "the last weights are kept" in result.output
+    (run,) = json.loads((tmp_path / "o" / "results.json").read_text())["runs"]
+    assert run["dev_eer"] is None
+    assert read_detector(tmp_path / "o" / "model").threshold is None
+
+
+def test_of_adapters_on_top_of_each_other_the_last_goes_first(corpora, tmp_path):
+    place = save_detector("ast", tmp_path / "ast")
+    write_detector(place, DetectorFile(0.5))
+    for name, neurons in (("first", 6), ("second", 6)):
+        result = _run(place, "--data", corpora / "new", "--steps", 4, "--neurons", neurons, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        place = tmp_path / name / "model"
+    result = _run(place, "--undo", tmp_path / "first" / "adapter", "--output", tmp_path / "undone")
+    assert result.exit_code == 2
+    assert "the last goes first" in result.output
+    assert not (tmp_path / "undone").exists()
+    for name in ("second", "first"):
+        result = _run(place, "--undo", tmp_path / name / "adapter", "--output", tmp_path / f"without-{name}")
+        assert result.exit_code == 0, result.output
+        place = tmp_path / f"without-{name}" / "model"
+    assert _same(place, tmp_path / "ast")
+
+
+def test_a_base_that_changes_when_it_is_loaded_is_told_of(corpora, tmp_path):
+    detector = save_detector("wav2vec2", tmp_path / "half")
+    AutoModelForAudioClassification.from_pretrained(detector, dtype=torch.bfloat16).save_pretrained(detector)
+    write_detector(detector, DetectorFile(0.5))
+    result = _run(detector, "--data", corpora / "new", *SHORT, "--output", tmp_path / "o")
+    assert "as load_detector brings it" in result.output
+    model, _ = load_detector(str(detector))
+    assert attach_neurons(model, tmp_path / "o" / "adapter") == 18
+    config = json.loads((detector / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (detector / "config.json").write_text(json.dumps(config))
+    result = _run(detector, "--data", corpora / "new", *SHORT, "--output", tmp_path / "p")
+    assert result.exit_code == 2
+    assert "would never learn" in result.output
+
+
 def test_two_processes_adapt_alike(corpora, tmp_path):
     detector = save_detector("ast", tmp_path / "ast")
     write_detector(detector, DetectorFile(0.5))
@@ -134,6 +184,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(corpora, tmp_path):
         ((model,), "--data must name"),
         ((model, "--data", tmp_path / "none"), "none"),
         ((model, "--data", corpora / "new", "--undo", tmp_path), "trains nothing"),
+        ((model, "--undo", tmp_path / "model", "--resume", "--steps", 3), "leave out --resume, --steps"),
         ((model, "--undo", tmp_path / "model"), "is no neuron adapter"),
         ((model, "--data", corpora / "new", "--learning-rate", 0), "learning_rate"),
         ((model, "--data", corpora / "new", "--method", "sgd"), "method must be one of"),

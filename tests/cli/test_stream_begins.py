@@ -28,11 +28,19 @@ if __name__ == "__main__":
 """
 
 
+PLAN = {
+    **{"start": ["A01"], "stages": ["A02"], "apart": "utterance"},
+    **{"optimizers": ["adamw"], "rates": [1e-3], "seeds": [0]},
+}
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     write_corpus(folder / "corpus", utterances={"train": 40, "dev": 8, "eval": 8})
     save_detector("wav2vec2", folder / "small")
+    save_detector("wav2vec2", folder / "sigmoid", hidden_act="sigmoid")
+    save_detector("ast", folder / "fixed")
     return folder
 
 
@@ -51,14 +59,14 @@ def home(tmp_path_factory):
         ({"arms": ["consolidation"]}, "must make at least one arm"),
         ({"optimizers": ["adamw", "adamw"]}, "must make at least one arm, and none twice"),
         ({"arms": {"mine": {"freeze": "first:99"}}}, "first:99"),
+        ({"model": "sigmoid", "arms": ["neurons"]}, "no feed-forward layer that could hold neurons"),
+        ({"model": "sigmoid", "arms": ["dropin"]}, "extra_neurons is not possible"),
+        ({"model": "fixed", "recipe": {"seconds": 9.0}}, "seconds must be at most"),
     ],
 )
 def test_what_cannot_begin_is_said_before_anything_is_written(home, tmp_path, monkeypatch, change, words):
     monkeypatch.chdir(home)
-    settings = {
-        "model": "small", "data": "corpus", "start": ["A01"], "stages": ["A02"], "arms": ["full"], "apart": "utterance",
-        "optimizers": ["adamw"], "rates": [1e-3], "seeds": [0],
-    }  # fmt: skip
+    settings = {"model": "small", "data": "corpus", "arms": ["full"], **PLAN}
     (tmp_path / "attacks.yaml").write_text(yaml.safe_dump(settings | change))
     arguments = ["stream", "--config", str(tmp_path / "attacks.yaml"), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
@@ -66,6 +74,37 @@ def test_what_cannot_begin_is_said_before_anything_is_written(home, tmp_path, mo
     (line,) = [line for line in result.output.splitlines() if line.startswith("error:")]
     assert re.search(words, line)
     assert not (tmp_path / "out").exists()
+
+
+def test_quick_takes_the_first_trial_of_every_arm():
+    from hf_neuroplastic.cli.stream import _quickened
+
+    arms = {"full": {}, "mine": {"trials": [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}]}, "head": None}
+    small = _quickened({"arms": arms, "rates": [1e-3, 1e-4], "recipe": None})
+    assert small["arms"] == {"full": {}, "mine": {"trials": [{"learning_rate": 1e-3}]}, "head": None}
+    assert (small["rates"], small["recipe"]) == ([1e-3], {"steps": 10})
+    assert _quickened({"arms": ["full"]})["arms"] == ["full"]
+
+
+def test_nothing_is_taken_of_training_that_a_signal_ended(home, tmp_path, monkeypatch):
+    from hf_neuroplastic.audio.corpora.layouts import load_corpus
+    from hf_neuroplastic.audio.stream import course
+    from hf_neuroplastic.audio.stream.parts import parts_of
+    from hf_neuroplastic.audio.stream.settings import stream_of
+
+    plan = stream_of({**PLAN, "arms": ["full"], "recipe": {"steps": 3, "batch_size": 4, "seconds": 0.4}})
+    parts = parts_of(load_corpus(home / "corpus", "all"), plan)
+    train = course.fine_tune
+
+    def interrupted(*arguments, **options):
+        return train(*arguments, **options, log=lambda _: os.kill(os.getpid(), signal.SIGINT))
+
+    monkeypatch.setattr(course, "fine_tune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        course.train_start(str(home / "small"), parts, plan, 0, tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+    with pytest.raises(KeyboardInterrupt):
+        course.course(home / "small", parts, plan, course.Job(0, 0, 0))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/1"), reason="needs /proc")

@@ -248,6 +248,20 @@ def test_a_classifier_is_exchanged_and_given_back(tmp_path):
     assert same_state(model, before)
 
 
+def test_an_adapter_with_a_classifier_goes_on_last(tmp_path):
+    model = tiny_model("wav2vec2").eval()
+    adapter_of(model, tmp_path / "plain", seed=0)
+    adapter_of(model, tmp_path / "head", seed=1, classifier=True)
+    other = copy.deepcopy(model)
+    for folder in ("plain", "head"):
+        attach_neurons(model, tmp_path / folder)
+    attach_neurons(other, tmp_path / "head")
+    held = snapshot(other)
+    with pytest.raises(ValueError, match=r"differs from that in .* brought modules of its own, .* detach that"):
+        attach_neurons(other, tmp_path / "plain")
+    assert same_state(other, held)
+
+
 def test_a_new_head_is_exchanged_with_a_word(tmp_path, caplog):
     model = tiny_model("wav2vec2").eval()
     grown = adapter_of(model, tmp_path / "a", classifier=True)

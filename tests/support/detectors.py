@@ -9,11 +9,11 @@ from hf_neuroplastic.audio.demo import save_small_model
 from hf_neuroplastic.audio.detector import label_settings
 
 
-def save_detector(kind: str, folder: Path) -> Path:
+def save_detector(kind: str, folder: Path, **config) -> Path:
     """A wav2vec2 of three layers, or the demonstration's AST ("ast"), with our two labels and its feature extractor."""
     if kind == "ast":
         save_small_model(folder, seed=0)
     else:
-        tiny_model(kind, num_hidden_layers=3, **label_settings()).save_pretrained(folder)
+        tiny_model(kind, num_hidden_layers=3, **label_settings(), **config).save_pretrained(folder)
         Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
     return folder

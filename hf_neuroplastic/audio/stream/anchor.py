@@ -20,7 +20,7 @@ class Anchor:
 
     Args:
         kind: "l2", importance 1; "ewc" (arXiv 1612.00796, eq. 3), the mean squared gradient of each weight over batches of
-            the stages so far, which add up. Batches stand for the paper's single examples.
+            the stages so far, which add up; before any nothing is held. Batches stand for the paper's single examples.
     """
 
     def __init__(self, kind: str, strength: float) -> None:
@@ -31,9 +31,9 @@ class Anchor:
     def __call__(self, model: nn.Module) -> Tensor:
         self._follow(model)
         terms = [
-            (self.importance.get(name, 1.0) * (parameter - self.start[name]).square()).sum()
+            ((1.0 if self.kind == "l2" else self.importance[name]) * (parameter - self.start[name]).square()).sum()
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name in self.start and parameter.shape == self.start[name].shape
+            if parameter.requires_grad and name in (self.start if self.kind == "l2" else self.importance)
         ]
         return 0.5 * self.strength * torch.stack(terms).sum() if terms else torch.zeros(())
 

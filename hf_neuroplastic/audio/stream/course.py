@@ -18,11 +18,12 @@ from ..detector import load_detector
 from ..evaluation import Scores, Windows, inputs_of, score_windows, window_collator, windows_of
 from ..metrics import equal_error_rate
 from ..recipe import Recipe
+from ..run import Run
 from ..trainer import weighted_loss
 from ..training import fine_tune
 from .anchor import Anchor
-from .parts import Parts, drawn, examples_of, trials_of
-from .settings import Stream, chosen_names
+from .parts import Parts, drawn, examples_of, speech_of, trials_of
+from .settings import Arm, Stream, chosen_names
 
 FISHER_BATCHES = 16
 
@@ -43,13 +44,14 @@ def train_start(model: str, parts: Parts, stream: Stream, seed: int, folder: Pat
     """Trains the detector of the attacks in `start` with AdamW, on all their training utterances; saves model and extractor."""
     network, extractor = load_detector(model)
     if stream.start:
-        rows = np.concatenate([parts.rows["train"][attack] for attack in ("-", *stream.start)])
+        spoofed = [parts.spoofed["train"][attack] for attack in stream.start]
+        rows = np.concatenate([*speech_of(parts, "train", stream.start), *spoofed])
         steps, rate = stream.start_steps, stream.start_rate
         recipe = replace(
             stream.recipe, steps=steps, learning_rate=rate, seed=seed, balance="classes", freeze="features"
         )
         dev = trials_of(parts, "dev", stream.start, stream.evaluate)
-        network, _ = fine_tune(network, extractor, parts.data.select(rows), dev, recipe)
+        network, _ = _trained(network, extractor, parts.data.select(rows), dev, recipe)
     network.save_pretrained(folder)
     extractor.save_pretrained(folder)
 
@@ -75,30 +77,45 @@ def course(start: Path, parts: Parts, stream: Stream, job: Job) -> dict[str, Any
     anchor = Anchor(arm.anchor, arm.strength) if arm.anchor else None
     scored = _scored(model, extractor, parts, stream)
     _measure(told, model, scored, stream)
-    if anchor is not None and stream.start:
-        rows = examples_of(parts, stream.start, stream.examples, job.seed, 0)
-        _take(anchor, model, extractor, parts.data.select(rows), arm.trials[job.trial])
+    if anchor is not None:  # of a model that knows its attacks already nothing says what is important
+        known = stream.start and examples_of(parts, stream.start, stream.examples, job.seed, 0)
+        _take(anchor, model, extractor, parts.data.select(known), arm.trials[job.trial])
     if arm.replay and stream.start:
         kept.append(examples_of(parts, stream.start, arm.replay, job.seed, 0))
     for number, attacks in enumerate(stream.stages, 1):
         rows = examples_of(parts, attacks, stream.examples, job.seed, number)
-        recipe = replace(arm.trials[job.trial], seed=1000 * job.seed + number)
-        dropin = DropInConfig.adapter(arm.neurons, seed=recipe.seed) if arm.neurons else recipe.dropin
-        if arm.neurons:
-            method = recipe.method.partition("+")[0] + "+dropin"
-            recipe = replace(recipe, method=method, dropin=dropin, freeze="base", weight_decay=0.0)
+        recipe = stage_recipe(arm, job.trial, 1000 * job.seed + number)
         train, dev = parts.data.select(np.concatenate([*kept, rows])), trials_of(parts, "dev", attacks, stream.evaluate)
         begun = time.perf_counter()
-        model, run = fine_tune(model, extractor, train, dev, recipe, choose=False, penalty=anchor)
+        model, run = _trained(model, extractor, train, dev, recipe, choose=False, penalty=anchor)
         told["seconds"].append(round(time.perf_counter() - begun, 2))
         told["learning"].append([entry["eval_eer"] for entry in run.history if "eval_eer" in entry])
         told["learned"].append(run.learned)
         if anchor is not None:
             _take(anchor, model, extractor, parts.data.select(rows), recipe)
         if arm.replay:
-            kept.append(examples_of(parts, attacks, arm.replay, job.seed, number))
+            few = min(arm.replay, stream.examples)  # no more than the stage was learnt from
+            kept.append(examples_of(parts, attacks, few, job.seed, number))
         _measure(told, model, scored, stream)
     return told
+
+
+def stage_recipe(arm: Arm, trial: int, seed: int) -> Recipe:
+    """What a stage of the arm trains by."""
+    recipe = replace(arm.trials[trial], seed=seed)
+    if not arm.neurons:
+        return recipe
+    method = recipe.method.partition("+")[0] + "+dropin"
+    dropin = DropInConfig.adapter(arm.neurons, seed=seed)
+    return replace(recipe, method=method, dropin=dropin, freeze="base", weight_decay=0.0)
+
+
+def _trained(*arguments: Any, **options: Any) -> tuple[Any, Run]:
+    """What `fine_tune` returns. Raises KeyboardInterrupt where a signal ended training, of which nothing is taken then."""
+    model, run = fine_tune(*arguments, **options)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    return model, run
 
 
 def _scored(model: Any, extractor: Any, parts: Parts, stream: Stream) -> dict[str, tuple[Dataset, Windows]]:
@@ -117,13 +134,13 @@ def _measure(told: dict[str, Any], model: Any, scored: Mapping[str, tuple[Datase
     named = [*([stream.start] if stream.start else []), *stream.stages]
     for part, (rows, windows) in scored.items():
         scores, made_by = score_windows(model, rows, windows), rows[stream.by][:]
-        found = (_eer(scores, made_by, attacks) for attacks in named)
+        found = (_eer(scores, made_by, attacks, stream.by == "corpus") for attacks in named)
         told[part].append(dict(zip(chosen_names(named), found, strict=True)))
 
 
-def _eer(scores: Scores, made_by: Sequence[str], attacks: Sequence[str]) -> float:
-    """Of these attacks, or corpora, together against all bona fide speech. made_by: of each trial."""
-    chosen = (scores.labels == 0) | np.isin(list(made_by), list(attacks))
+def _eer(scores: Scores, made_by: Sequence[str], attacks: Sequence[str], own: bool) -> float:
+    """Of these attacks together against all bona fide speech, or of corpora against their own. made_by: of each trial."""
+    chosen = np.isin(list(made_by), list(attacks)) | ((scores.labels == 0) & (not own))
     return equal_error_rate(scores.scores[chosen], scores.labels[chosen])[0]
 
 

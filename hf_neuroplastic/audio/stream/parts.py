@@ -18,10 +18,12 @@ Rows = NDArray[np.int64]
 
 
 class Parts(NamedTuple):
-    """All rows, and which of them are bona fide or of an attack in each part: rows[part][attack], "-" for bona fide."""
+    """All rows, and which of them are in each part: spoofed[part][attack], and bona_fide[part][attack], what the attack is told
+    from: all bona fide speech, or, where stages are corpora, the corpus's own."""
 
     data: Dataset
-    rows: dict[str, dict[str, Rows]]
+    spoofed: dict[str, dict[str, Rows]]
+    bona_fide: dict[str, dict[str, Rows]]
 
 
 def parts_of(data: Dataset, stream: Stream) -> Parts:
@@ -47,17 +49,22 @@ def parts_of(data: Dataset, stream: Stream) -> Parts:
     if set(names) == {"-"}:
         raise ValueError("the corpus does not tell speakers; take apart: utterance")
     part = np.array([SHARES[zlib.crc32(name.encode()) % len(SHARES)] for name in names])
-    rows: dict[str, dict[str, Rows]] = {}
+    parts = Parts(data, {}, {})
     for index, name in enumerate(PARTS):
-        groups = {attack: (labels == 1) & (attacks == attack) for attack in named} | {"-": labels == 0}
-        rows[name] = {attack: np.flatnonzero(group & (part == index)) for attack, group in groups.items()}
-        empty = [attack for attack, held in rows[name].items() if len(held) < 2]
+        here = part == index
+        speech = {"": np.flatnonzero((labels == 0) & here)}
+        if stream.by == "corpus":
+            speech = {corpus: np.flatnonzero((labels == 0) & (attacks == corpus) & here) for corpus in named}
+        parts.bona_fide[name] = {attack: speech[attack if stream.by == "corpus" else ""] for attack in named}
+        parts.spoofed[name] = {attack: np.flatnonzero((labels == 1) & (attacks == attack) & here) for attack in named}
+        told = {f"bona fide speech {corpus}".strip(): rows for corpus, rows in speech.items()}
+        empty = [what for what, rows in (*parts.spoofed[name].items(), *told.items()) if len(rows) < 2]
         if empty:
             raise ValueError(
-                f"the {name} part would hold fewer than 2 utterances of {', '.join(empty)} ('-' is bona fide speech), with "
-                f"apart: {stream.apart}; " + ("take apart: utterance" if column == "speaker" else "take more data")
+                f"the {name} part would hold fewer than 2 utterances of {', '.join(empty)}, with apart: {stream.apart}; "
+                + ("take apart: utterance" if column == "speaker" else "take more data")
             )
-    return Parts(data, rows)
+    return parts
 
 
 def drawn(rows: Rows, count: int, *words: int) -> Rows:
@@ -65,14 +72,22 @@ def drawn(rows: Rows, count: int, *words: int) -> Rows:
     return np.random.default_rng(words).permutation(rows)[:count]
 
 
+def speech_of(parts: Parts, part: str, attacks: Sequence[str]) -> list[Rows]:
+    """The bona fide speech that these attacks are told from: one array, or one for each corpus."""
+    held = [parts.bona_fide[part][attack] for attack in attacks]
+    return list({id(rows): rows for rows in held}.values())
+
+
 def examples_of(parts: Parts, attacks: Sequence[str], count: int, seed: int, stage: int) -> Rows:
     """At most `count` training utterances of each class: of these attacks together, and bona fide."""
-    spoofed = np.concatenate([parts.rows["train"][attack] for attack in attacks])
-    bona_fide = drawn(parts.rows["train"]["-"], count, seed, stage, 0)
-    return np.concatenate([bona_fide, drawn(spoofed, count, seed, stage, 1)])
+    spoofed = np.concatenate([parts.spoofed["train"][attack] for attack in attacks])
+    bona_fide = np.concatenate(speech_of(parts, "train", attacks))
+    return np.concatenate([drawn(bona_fide, count, seed, stage, 0), drawn(spoofed, count, seed, stage, 1)])
 
 
 def trials_of(parts: Parts, part: str, attacks: Sequence[str], count: int) -> Dataset:
-    """What is scored of a part: at most `count` utterances of each attack, and four times as many bona fide ones."""
-    held = [drawn(parts.rows[part][attack], count, 0) for attack in attacks]
-    return parts.data.select(np.concatenate([drawn(parts.rows[part]["-"], 4 * count, 0), *held]))
+    """What is scored of a part: at most `count` utterances of each attack, and four times as many bona fide ones, where stages
+    are corpora of each."""
+    bona_fide = [drawn(rows, 4 * count, 0) for rows in speech_of(parts, part, attacks)]
+    spoofed = [drawn(parts.spoofed[part][attack], count, 0) for attack in attacks]
+    return parts.data.select(np.concatenate([*bona_fide, *spoofed]))

@@ -183,6 +183,8 @@ def _arms(given: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Arm]:
         _check(settings, ARM_RULES, f" of arm {name!r}")
         for each in (settings, *settings.get("trials", ())):
             _refuse_own(each, f"arm {name!r}")
+            if lost := sorted({"patience", "average"} & each.keys()):
+                raise ValueError(f"{', '.join(lost)} of arm {name!r} would do nothing: a stage keeps its last weights")
         beside = {key: settings.pop(key) for key in tuple(ARM_RULES) if key in settings}
         if ("anchor" in beside) != bool(beside.get("strength")):
             raise ValueError(f"arm {name!r} must have anchor and strength, a number above 0, or neither; got {beside}")
@@ -192,8 +194,23 @@ def _arms(given: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Arm]:
         own = beside.pop("optimizers", given["optimizers"])
         for optimizer in (each for each in given["optimizers"] if each in own):
             method = optimizer + ("+dropin" if "dropin" in settings else "")
-            recipes = (recipe_of({**shared, **settings, **trial, "method": method}) for trial in trials)
-            yield Arm(f"{name}, {optimizer}", tuple(recipes), **beside)
+            recipes = tuple(recipe_of({**shared, **settings, **trial, "method": method}) for trial in trials)
+            arm = Arm(f"{name}, {optimizer}", recipes, **beside)
+            _require_holdable(arm)
+            yield arm
+
+
+def _require_holdable(arm: Arm) -> None:
+    """Raises ValueError where an anchor would hold nothing, or weights of another shape."""
+    grows = arm.neurons or any(one.method.endswith("+dropin") and one.dropin.extra_neurons for one in arm.trials)
+    adapts = any(one.lora for one in arm.trials)
+    if arm.neurons and adapts:
+        raise ValueError(f"neurons of arm {arm.name!r} say what learns: leave out lora, of recipe or of the arm")
+    if arm.anchor and (grows or adapts):
+        raise ValueError(
+            f"anchor of arm {arm.name!r} holds weights as they are, and the arm {'grows neurons' if grows else 'trains LoRA'}: "
+            "leave out anchor and strength, or the other"
+        )
 
 
 def chosen_names(parts: Sequence[Sequence[str]]) -> list[str]:

@@ -98,6 +98,17 @@ def new_neuron_optimizer(
         for share in shares:
             share.follow()  # state is loaded to where the stepped tensors are
 
+    clear = optimizer.zero_grad
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        clear(set_to_none)
+        for share in shares:  # gradients are the whole parameters'
+            if share.parameter.grad is not None and not set_to_none:
+                share.parameter.grad.zero_()
+            elif set_to_none:
+                share.parameter.grad = None
+
+    optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
     optimizer.register_step_pre_hook(take)
     optimizer.register_step_post_hook(give)
     optimizer.register_load_state_dict_pre_hook(follow)

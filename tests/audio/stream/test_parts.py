@@ -26,12 +26,14 @@ def stream(**changes):
 def test_parts_share_nothing_and_hold_every_attack(apart, column):
     data = corpus()
     parts = parts_of(data, stream(apart=apart))
-    owners = [{data[column][int(row)] for rows in parts.rows[part].values() for row in rows} for part in PARTS]
+    held = [(*parts.spoofed[part].values(), *parts.bona_fide[part].values()) for part in PARTS]
+    owners = [{data[column][int(row)] for rows in each for row in rows} for each in held]
     assert sum(map(len, owners)) == len(set.union(*owners)) == len(set(data[column]))
     for part in PARTS:
-        assert parts.rows[part].keys() == {"-", "A01", "A02", "A03"}
-        for attack, rows in parts.rows[part].items():
+        assert parts.spoofed[part].keys() == parts.bona_fide[part].keys() == {"A01", "A02", "A03"}
+        for attack, rows in parts.spoofed[part].items():
             assert {data["attack"][int(row)] for row in rows} == {attack}
+            assert {data["attack"][int(row)] for row in parts.bona_fide[part][attack]} == {"-"}
 
 
 def test_a_part_hangs_on_the_name_alone():
@@ -39,7 +41,7 @@ def test_a_part_hangs_on_the_name_alone():
     order = np.random.default_rng(0).permutation(len(data))
     first, second = parts_of(data, stream()), parts_of(data.select(order), stream())
     for part in PARTS:
-        names = [sorted(each.data.select(each.rows[part]["A02"])["file_name"][:]) for each in (first, second)]
+        names = [sorted(each.data.select(each.spoofed[part]["A02"])["file_name"][:]) for each in (first, second)]
         assert names[0] == names[1]
 
 
@@ -48,7 +50,7 @@ def test_examples_are_of_both_classes_and_differ_by_seed_and_stage():
     drawn = {key: examples_of(parts, ["A02"], 5, *key) for key in ((0, 1), (0, 2), (1, 1))}
     for rows in drawn.values():
         assert [parts.data["label"][int(row)] for row in rows] == [0] * 5 + [1] * 5
-        assert set(rows) <= set(parts.rows["train"]["-"]) | set(parts.rows["train"]["A02"])
+        assert set(rows) <= set(parts.bona_fide["train"]["A02"]) | set(parts.spoofed["train"]["A02"])
     assert len({tuple(sorted(rows)) for rows in drawn.values()}) == 3
     assert np.array_equal(drawn[0, 1], examples_of(parts, ["A02"], 5, 0, 1))
 
@@ -58,6 +60,17 @@ def test_trials_are_the_same_for_every_seed():
     rows = trials_of(parts, "test", ["A01", "A03"], 2)
     assert sorted(set(rows["attack"])) == ["-", "A01", "A03"]
     assert (rows["attack"][:].count("A01"), rows["attack"][:].count("-")) == (2, 8)
+
+
+def test_a_corpus_is_told_from_its_own_bona_fide_speech():
+    data = corpus()
+    of_corpus = ["X" if name[-5] == "0" else "Y" for name in data["file_name"][:]]
+    parts = parts_of(data.add_column("corpus", of_corpus), stream(by="corpus", start=["X"], stages=["Y"]))
+    for rows in (parts.data.select(examples_of(parts, ["Y"], 8, 0, 1)), trials_of(parts, "test", ["Y"], 4)):
+        assert set(rows["corpus"]) == {"Y"}
+        assert set(rows["label"]) == {0, 1}
+    both = trials_of(parts, "test", ["X", "Y"], 1)
+    assert [both["corpus"][:].count(name) for name in "XY"] == [1 + 4, 1 + 4]
 
 
 @pytest.mark.parametrize(

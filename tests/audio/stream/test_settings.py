@@ -60,6 +60,17 @@ def test_an_arm_of_ones_own():
         ({"arms": {"mine": {"anchor": "ewc"}}}, "strength"),
         ({"arms": {"mine": {"replay": -1}}}, "replay of arm 'mine'"),
         ({"arms": {"mine": {"neurons": 4, "lora": 2}}}, "neurons"),
+        ({"arms": {"mine": {"neurons": 4}}, "recipe": {"lora": 2}}, "neurons of arm 'mine, adamw' say what learns"),
+        (
+            {"arms": {"mine": {"lora": 2, "anchor": "l2", "strength": 1.0}}},
+            "anchor of arm 'mine, adamw' .* trains LoRA",
+        ),
+        ({"arms": {"mine": {"neurons": 4, "anchor": "ewc", "strength": 1.0}}}, "anchor of arm .* grows neurons"),
+        (
+            {"arms": {"mine": {"dropin": {"preset": "dropin", "neurons": 3}, "anchor": "l2", "strength": 1.0}}},
+            "anchor of arm .* grows neurons",
+        ),
+        ({"arms": {"mine": {"average": 3}}}, "average of arm 'mine' would do nothing"),
         ({"arms": {"one": {"trials": [{}]}, "two": {}}}, "as many trials as"),
         ({"recipe": {"steps": 0}}, "steps must be"),
         ({"recipe": 3}, "recipe must be"),

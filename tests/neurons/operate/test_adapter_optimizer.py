@@ -96,6 +96,16 @@ def test_state_is_that_of_the_new_neurons_and_gradients_end_with_the_step():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad_clears_what_a_skipped_step_left(to_none):
+    model, base = grown(count=2)
+    optimizer = new_neuron_optimizer(model, base, torch.optim.AdamW)
+    model(**tiny_batch("wav2vec2")).loss.backward()
+    optimizer.zero_grad(to_none)
+    left = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(grad is None if to_none else not grad.any() for grad in left)
+
+
 def _trainer(folder, steps=6):
     model, base = grown("ast")
     optimizer = new_neuron_optimizer(model, base, torch.optim.AdamW, lr=1e-2)
