@@ -64,13 +64,13 @@ def load_detector(name: str) -> tuple[Any, Any]:
     head = head_of(model)
     require_encoder(name, info, head, len(list(model.parameters())))
     lost = {key.partition(".")[0] for key in (*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"]))}
-    meanings = [meaning(each) for each in names]
+    stored = stored_head(published)
     if head & lost:
         logger.info("%s has no head for bona fide and spoofed speech: a new one begins", name)
-    elif meanings == list(reversed(LABELS)):
+    elif stored == "turned":
         turn(model, head)
         logger.warning("%s calls its classes %s: its head is turned into the order %s", name, names, list(LABELS))
-    elif meanings != list(LABELS):
+    elif stored == "new":
         for module in (each for part in head for each in getattr(model, part).modules()):
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
@@ -78,9 +78,8 @@ def load_detector(name: str) -> tuple[Any, Any]:
     return model, extractor
 
 
-def stored_head(name: str) -> str:
-    """What `load_detector` does with the head of a checkpoint: "kept", "turned", or "new"."""
-    config = AutoConfig.from_pretrained(name)
+def stored_head(config: Any) -> str:
+    """What `load_detector` does with the head of a checkpoint of this configuration: "kept", "turned", or "new"."""
     meanings = [meaning(config.id2label[index]) for index in sorted(config.id2label)]
     return "kept" if meanings == list(LABELS) else "turned" if meanings == list(reversed(LABELS)) else "new"
 

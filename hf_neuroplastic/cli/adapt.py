@@ -119,7 +119,8 @@ def _adapt(
     if resume and is_finished(output, described):
         return
     require_trainable(network, recipe)
-    stored = stored_head(model)
+    published = AutoConfig.from_pretrained(model)
+    stored = stored_head(published)
     if stored == "new" and recipe.freeze != "base":
         raise ValueError(
             f"{model} has no head for bona fide and spoofed speech, and the one that begins would never learn: take a "
@@ -128,7 +129,7 @@ def _adapt(
     head = sorted(head_of(network)) if recipe.freeze == "base" else []
     base = AdapterBase.of(network, modules=[*head, *moving_norms(network)])
     with bars(output / LOG) as report:
-        if stored == "turned" or AutoConfig.from_pretrained(model).dtype not in (None, torch.float32):
+        if stored == "turned" or published.dtype not in (None, torch.float32):
             report.say(
                 f"the adapter will fit {model} as load_detector brings it, in float32 and with its classes in our order"
             )

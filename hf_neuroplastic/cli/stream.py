@@ -147,7 +147,9 @@ def _quickened(settings: dict[str, Any]) -> dict[str, Any]:
     few = {**settings, **QUICK, "recipe": {**(settings.get("recipe") or {}), "steps": 10}}
     if isinstance(arms := settings.get("arms"), dict):
         few["arms"] = {
-            name: {**arm, "trials": arm["trials"][:1]} if isinstance(arm, dict) and "trials" in arm else arm
+            name: {**arm, "trials": arm["trials"][:1]}
+            if isinstance(arm, dict) and isinstance(arm.get("trials"), list)
+            else arm
             for name, arm in arms.items()
         }
     return few
