@@ -97,7 +97,8 @@ def test_nothing_is_taken_of_training_that_a_signal_ended(home, tmp_path, monkey
     train = course.fine_tune
 
     def interrupted(*arguments, **options):
-        return train(*arguments, **options, log=lambda _: os.kill(os.getpid(), signal.SIGINT))
+        signals = iter([signal.SIGINT])  # of a second one training itself would end at once
+        return train(*arguments, **options, log=lambda _: [os.kill(os.getpid(), each) for each in signals])
 
     monkeypatch.setattr(course, "fine_tune", interrupted)
     with pytest.raises(KeyboardInterrupt):
